@@ -1,0 +1,1 @@
+"""Command-line interface of ttr-gpu: parse, call ttr_gpu, print."""

@@ -1,0 +1,1 @@
+"""Time-aware Transformer models: layers, data, training, inference."""
