@@ -1,0 +1,101 @@
+"""Compilation of the CPU kernels: numba, without the GIL, cached on disk under a name that changes with the sources."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import config, event
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Sums may be reordered into vector lanes and a*b+c fused; NaN and infinity keep their meaning: a run must see them.
+REASSOCIATE = frozenset({"reassoc", "contract", "arcp", "nsz"})
+# For arithmetic whose order is the algorithm (rounding tricks, compensated terms).
+EXACT = frozenset({"contract"})
+
+
+def jit(function: Function) -> Function:
+    """Compile a kernel: no GIL, NumPy's division rules, reductions that vectorise, cached on disk."""
+    return _compile(function, REASSOCIATE)
+
+
+def jit_exact(function: Function) -> Function:
+    """Like `jit`, but floating-point operations keep the order in which they are written."""
+    return _compile(function, EXACT)
+
+
+def _compile(function: Function, fastmath: frozenset[str]) -> Function:
+    # numba picks a function's cache folder when it is decorated; the setting is global, so it is put back at once.
+    directory = cache_directory()
+    before, config.CACHE_DIR = config.CACHE_DIR, str(directory or "")
+    try:
+        compiled: Function = numba.njit(
+            nogil=True, cache=directory is not None, error_model="numpy", fastmath=set(fastmath)
+        )(function)
+    finally:
+        config.CACHE_DIR = before
+    return compiled
+
+
+@functools.cache
+def cache_directory() -> Path | None:
+    """Where compiled kernels are kept: `TTR_CACHE_DIR`, else `~/.cache/ttr-gpu`; None if neither can be written.
+
+    The folder's name holds a hash of all sources of this package. numba itself notices only a change of the file that a
+    function stands in, not of what it calls in other files, and would run stale code.
+    """
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
+    for root in (Path(os.environ.get("TTR_CACHE_DIR") or home), Path(tempfile.gettempdir()) / f"ttr-gpu-{os.getuid()}"):
+        directory = root / f"numba-{digest.hexdigest()[:16]}"
+        try:
+            new = not directory.exists()
+            directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(directory, os.W_OK):
+                continue
+            if new:
+                _remove_stale(root)
+        except OSError:
+            continue
+        return directory
+    return None
+
+
+def _remove_stale(root: Path, days: int = 30) -> None:
+    for old in root.glob("numba-*"):
+        if time.time() - old.stat().st_mtime > days * 86400:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+class _Announcer(event.Listener):
+    """Says once per process that kernels are being compiled, since the first run takes noticeably longer."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def on_start(self, event: Any) -> None:
+        if self.said or not event.data["dispatcher"].py_func.__module__.startswith("ttr_kernels"):
+            return
+        self.said = True
+        where = cache_directory()
+        kept = f"kept in {where}" if where else "no folder to keep them in: set TTR_CACHE_DIR"
+        print(f"compiling kernels for this CPU, once, up to a minute ({kept}) ...", file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announcer())

@@ -1,0 +1,32 @@
+"""Sums over rows (gradients of weights and biases) whose result does not depend on the number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array, kernel_view
+from .compilation import jit
+
+# Each partial sum covers a fixed number of rows and is added in a fixed order.
+ROWS_PER_PARTIAL = 64
+
+
+def partial_sums(rows: int, width: int) -> Array:
+    """Zeroed float32 partial sums, one row per ROWS_PER_PARTIAL rows: (parts, width)."""
+    return np.zeros((-(-rows // ROWS_PER_PARTIAL), width), np.float32)
+
+
+def add_partials(partials: Array, total: Array) -> None:
+    """total += Σ partials, in order. `total` is any contiguous array of `width` float32 elements."""
+    if not total.flags.c_contiguous:
+        raise ValueError("a parameter's gradient must be contiguous")
+    _add(partials, kernel_view(total).reshape(-1))
+
+
+@jit
+def _add(partials: Any, total: Any) -> None:
+    for part in range(partials.shape[0]):
+        for j in range(total.shape[0]):
+            total[j] += partials[part, j]
