@@ -1,7 +1,8 @@
 """Load and store of 32- and 16-bit floats inside compiled kernels, which compute in float32.
 
 A kernel is written once: `load(x, i)` and `store(y, i, value)` convert by the array's dtype. bfloat16 arrives as uint16
-and float16 as int16 (see arrays.kernel_view). Stores round to nearest, ties to even.
+and float16 as int16 (see arrays.kernel_view). Stores round to nearest, ties to even. Indices are taken as unsigned:
+numba's treatment of negative ones keeps loops from becoming vector code.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ def store(array: Any, index: int, value: Any) -> None:
 @overload(load)
 def _load(array: Any, index: Any) -> Any:
     def load_bfloat16(array: Any, index: Any) -> Any:
-        return bits_to_float32(np.uint32(array[index]) << np.uint32(16))
+        return bits_to_float32(np.uint32(array[np.uintp(index)]) << np.uint32(16))
 
     def load_float16(array: Any, index: Any) -> Any:
-        return _half_to_float32(array[index])
+        return _half_to_float32(array[np.uintp(index)])
 
     def load_plain(array: Any, index: Any) -> Any:
-        return array[index]
+        return array[np.uintp(index)]
 
     return {types.uint16: load_bfloat16, types.int16: load_float16}.get(array.dtype, load_plain)
 
@@ -80,12 +81,12 @@ def _store(array: Any, index: Any, value: Any) -> Any:
     def store_bfloat16(array: Any, index: Any, value: Any) -> None:
         bits = np.uint32(float32_to_bits(np.float32(value)))
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        array[index] = np.uint16(rounded) if value == value else np.uint16(0x7FC0)
+        array[np.uintp(index)] = np.uint16(rounded) if value == value else np.uint16(0x7FC0)
 
     def store_float16(array: Any, index: Any, value: Any) -> None:
-        array[index] = _float32_to_half(np.float32(value))
+        array[np.uintp(index)] = _float32_to_half(np.float32(value))
 
     def store_plain(array: Any, index: Any, value: Any) -> None:
-        array[index] = value
+        array[np.uintp(index)] = value
 
     return {types.uint16: store_bfloat16, types.int16: store_float16}.get(array.dtype, store_plain)
