@@ -1,0 +1,77 @@
+"""The configuration of a model: what its architecture is, and nothing of how it is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class DropoutConfig(BaseModel):
+    """Dropout probabilities: of attention weights, inside the feed-forward, and on each block's two residual branches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    attention: float = Field(default=0.0, ge=0.0, lt=1.0)
+    feed_forward: float = Field(default=0.0, ge=0.0, lt=1.0)
+    residual: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class ModelConfig(BaseModel):
+    """The architecture of a `TransformerModel`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocabulary_size: int = Field(ge=1, description="number of token or event types")
+    embed_dim: int = Field(default=256, ge=1, description="width C of the residual stream")
+    hidden_dim: int = Field(default=1024, ge=1, description="width F of the gated feed-forward")
+    num_layers: int = Field(default=4, ge=1)
+    num_heads: int = Field(default=8, ge=1, description="query heads H")
+    num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads; default: as many as query heads")
+    window: int | None = Field(default=None, ge=1, description="sliding-window attention span in positions")
+    rope_base: float = Field(default=10000.0, gt=1.0)
+    time_bias: Literal["none", "linear", "log"] = Field(
+        default="log", description="how attention decays with age: not, exponentially (Hawkes), or by a power (Omori)"
+    )
+    time_features: Literal["none", "absolute", "gap", "both"] = Field(
+        default="both", description="Time2Vec of the timestamp, of the gap since the event before, or both"
+    )
+    time_features_dim: int = Field(default=32, ge=2, description="Time2Vec features of each kind")
+    time_scale: float = Field(default=1.0, gt=0.0, description="typical gap, in the data set's time unit")
+    time_span: float = Field(default=1000.0, gt=0.0, description="longest span of time, in the data set's time unit")
+    tied_head: bool = Field(default=False, description="the token head shares the embedding's matrix")
+    norm_eps: float = Field(default=1e-6, gt=0.0)
+    dropout: DropoutConfig = DropoutConfig()
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim: got {self.embed_dim}, expected a multiple of num_heads ({self.num_heads})")
+        if (self.embed_dim // self.num_heads) % 2:
+            raise ValueError(f"embed_dim / num_heads: got {self.embed_dim // self.num_heads}, expected an even number")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads: got {self.num_kv_heads}, expected a divisor of num_heads ({self.num_heads})"
+            )
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, with the default resolved."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width D of one head."""
+        return self.embed_dim // self.num_heads
+
+
+# What a preset fixes; everything else keeps its default. `gpt2` has the 124 M parameters of GPT-2 with its vocabulary:
+# a gated feed-forward has three matrices, so it is two thirds as wide.
+PRESETS: dict[str, dict[str, object]] = {
+    "nano": {"embed_dim": 64, "hidden_dim": 256, "num_layers": 2, "num_heads": 4},
+    "tiny": {"embed_dim": 256, "hidden_dim": 1024, "num_layers": 4, "num_heads": 8},
+    "small": {"embed_dim": 512, "hidden_dim": 1536, "num_layers": 8, "num_heads": 8},
+    "gpt2": {"embed_dim": 768, "hidden_dim": 2048, "num_layers": 12, "num_heads": 12, "tied_head": True},
+}
