@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .attention.cases import OPERATION as ATTENTION
 from .common.cases import Operation
+from .rms_norm.cases import OPERATION as RMS_NORM
 
-
-def operations() -> list[Operation]:
-    """All operations with a uniform forward/backward, in alphabetical order."""
-    from .rms_norm.cases import OPERATION as rms_norm
-
-    return [rms_norm]
+# In alphabetical order; an operation is listed by adding its two lines here.
+OPERATIONS: list[Operation] = [
+    ATTENTION,
+    RMS_NORM,
+]

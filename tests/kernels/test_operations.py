@@ -2,9 +2,8 @@
 
 import operation_checks as checks
 import pytest
-from ttr_kernels.operations import operations
+from ttr_kernels.operations import OPERATIONS
 
-OPERATIONS = operations()
 CASES = [
     pytest.param(operation, case, id=f"{operation.name}-{case.name}")
     for operation in OPERATIONS

@@ -11,12 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 from numba.core import config, event
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Sums may be reordered into vector lanes and a*b+c fused; NaN and infinity keep their meaning: a run must see them.
 REASSOCIATE = frozenset({"reassoc", "contract", "arcp", "nsz"})
@@ -24,27 +22,26 @@ REASSOCIATE = frozenset({"reassoc", "contract", "arcp", "nsz"})
 EXACT = frozenset({"contract"})
 
 
-def jit(function: Function) -> Function:
+def jit(function: Callable[..., Any]) -> Any:
     """Compile a kernel: no GIL, NumPy's division rules, reductions that vectorise, cached on disk."""
     return _compile(function, REASSOCIATE)
 
 
-def jit_exact(function: Function) -> Function:
+def jit_exact(function: Callable[..., Any]) -> Any:
     """Like `jit`, but floating-point operations keep the order in which they are written."""
     return _compile(function, EXACT)
 
 
-def _compile(function: Function, fastmath: frozenset[str]) -> Function:
+def _compile(function: Callable[..., Any], fastmath: frozenset[str]) -> Any:
     # numba picks a function's cache folder when it is decorated; the setting is global, so it is put back at once.
     directory = cache_directory()
     before, config.CACHE_DIR = config.CACHE_DIR, str(directory or "")
     try:
-        compiled: Function = numba.njit(
-            nogil=True, cache=directory is not None, error_model="numpy", fastmath=set(fastmath)
-        )(function)
+        return numba.njit(nogil=True, cache=directory is not None, error_model="numpy", fastmath=set(fastmath))(
+            function
+        )
     finally:
         config.CACHE_DIR = before
-    return compiled
 
 
 @functools.cache

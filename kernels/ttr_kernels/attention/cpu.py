@@ -1,0 +1,158 @@
+"""Launch of the CPU attention kernels: who computes what, and which buffers each thread needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..common.arrays import Array, contiguous_rows, flat_rows, kernel_view
+from ..common.parallel import parallel_for
+from ..common.philox import keep_threshold, key_and_offset
+from ..common.scratch import thread_scratch
+from ..common.tile_multiply import padded
+from .cpu_backward import BACKWARD_KEYS, add_query_gradients, backward_floats, backward_units, row_dots
+from .cpu_forward import QUERIES, forward_floats, forward_units
+from .cpu_tile import LINEAR, LOG, NO_BIAS, Options, Rows
+
+if TYPE_CHECKING:
+    from . import AttentionSaved, Dropout, TimeBias, TimeBiasGrad, Visibility
+
+# A unit of the forward keeps its queries and results in the cache: this many floats of each.
+_CHUNK_FLOATS = 1 << 16
+# The backward is cut along the keys until there are this many units; each cut costs one more partial sum of dq.
+_WANTED_UNITS = 32
+_MOST_SPLITS = 8
+
+
+def forward(
+    q: Array, k: Array, v: Array, scale: float, visibility: Visibility, times: Array | None, key_times: Array | None,
+    time_bias: TimeBias | None, dropout: Dropout, out: Array,
+) -> Array:  # fmt: skip
+    options = _options(q, k, scale, visibility, time_bias, dropout)
+    rows_q, rows_k, rows_v = _rows(q), _rows(k), _rows(v)
+    rows_out = Rows(*flat_rows(out, 2)[::2])
+    log_normalizer = np.empty((int(visibility.query_offsets[-1]), options.heads), np.float32)
+    group = options.heads // options.kv_heads
+    chunk = max(QUERIES, _CHUNK_FLOATS // (group * padded(options.dim)) // QUERIES * QUERIES)
+    units = _forward_units(visibility.query_offsets, options.kv_heads, chunk)
+    shared = (*_time_arrays(times, key_times, time_bias), options, key_and_offset(dropout.seed, dropout.offset))
+    floats = forward_floats(min(chunk, padded(_longest(visibility.query_offsets))), group, padded(options.dim))
+
+    def run(begin: int, end: int) -> None:
+        forward_units(
+            units, chunk, rows_q, rows_k, rows_v, rows_out, log_normalizer,
+            visibility.query_offsets, visibility.key_offsets, *shared, thread_scratch(floats), begin, end,
+        )  # fmt: skip
+
+    parallel_for(run, len(units), grain=_grain(len(units)), even=False)
+    return log_normalizer
+
+
+def backward(
+    dout: Array, saved: AttentionSaved, dq: Array, dk: Array, dv: Array, gradient: TimeBiasGrad | None
+) -> None:
+    visibility, dropout = saved.visibility, saved.dropout
+    options = _options(saved.q, saved.k, saved.scale, visibility, saved.time_bias, dropout)
+    rows_do = _rows(dout)
+    total = int(visibility.query_offsets[-1])
+    dots = np.empty((total, options.heads), np.float32)
+    parallel_for(row_dots, total, rows_do, _rows(saved.out), options.heads, options.dim, dots, grain=64)
+
+    sequences = len(visibility.query_offsets) - 1
+    blocks = -(-_longest(visibility.key_offsets) // BACKWARD_KEYS)
+    wanted = -(-_WANTED_UNITS // max(sequences * options.kv_heads, 1))
+    splits = max(1, min(wanted, _MOST_SPLITS, blocks))
+    units = _backward_units(visibility, options.kv_heads, splits)
+    group = options.heads // options.kv_heads
+    width = padded(options.dim)
+    partial_dq = np.zeros((splits, total, options.heads, width), np.float32)
+    bias_sums = np.zeros((len(units), group, 2), np.float64)
+    inputs = (_rows(saved.q), _rows(saved.k), _rows(saved.v), rows_do, saved.log_normalizer, dots)
+    times = _time_arrays(saved.times, saved.key_times, saved.time_bias)
+    key = key_and_offset(dropout.seed, dropout.offset)
+    results = (partial_dq, Rows(*flat_rows(dk, 2)[::2]), Rows(*flat_rows(dv, 2)[::2]), bias_sums)
+
+    def run(begin: int, end: int) -> None:
+        backward_units(
+            units, splits, *inputs, visibility.query_offsets, visibility.key_offsets, *times, options, key, *results,
+            thread_scratch(backward_floats(width)), begin, end,
+        )  # fmt: skip
+
+    parallel_for(run, len(units), grain=_grain(len(units)), even=False)
+    rows_dq = Rows(*flat_rows(dq, 2)[::2])
+    parallel_for(add_query_gradients, total, partial_dq, rows_dq, options.dim, options.scale, grain=64)
+    if gradient is not None:
+        _add_bias_gradients(bias_sums, units[:, 1], gradient)
+
+
+def _rows(array: Array) -> Rows:
+    return Rows(*contiguous_rows(array, 2)[::2])
+
+
+def _options(
+    q: Array, k: Array, scale: float, visibility: Visibility, bias: TimeBias | None, dropout: Dropout
+) -> Options:
+    return Options(
+        heads=q.shape[-2],
+        kv_heads=k.shape[-2],
+        dim=q.shape[-1],
+        scale=np.float32(scale),
+        causal=visibility.causal,
+        window=visibility.window,
+        bias=NO_BIAS if bias is None else LINEAR if bias.kind == "linear" else LOG,
+        dropping=dropout.rate > 0,
+        threshold=keep_threshold(dropout.rate),
+        keep_scale=np.float32(1 / (1 - dropout.rate)),
+    )
+
+
+def _time_arrays(times: Array | None, key_times: Array | None, bias: TimeBias | None) -> tuple[Array, ...]:
+    """(times, key times, rate, tau) as the kernels take them: empty where there is no bias."""
+    if bias is None or times is None or key_times is None:
+        nothing = np.empty(0, np.float64)
+        return nothing, nothing, nothing.astype(np.float32), nothing.astype(np.float32)
+    return kernel_view(times), kernel_view(key_times), kernel_view(bias.rate), kernel_view(bias.tau)
+
+
+def _longest(offsets: Array) -> int:
+    return int(np.diff(offsets).max(initial=0))
+
+
+def _grain(units: int) -> int:
+    # Enough ranges that no thread waits long for the last one, few enough that handing them out costs nothing.
+    return max(1, units // 64)
+
+
+def _forward_units(query_offsets: Array, kv_heads: int, chunk: int) -> Array:
+    """(sequence, key/value head, first query row in the sequence) of each unit, longest first."""
+    lengths = np.diff(query_offsets)
+    chunks = -(-lengths // chunk)
+    sequence = np.repeat(np.arange(len(lengths)), chunks)
+    first = (np.arange(len(sequence)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * chunk
+    # Under a causal mask later chunks see more keys: begin with them.
+    order = np.argsort(-first, kind="stable")
+    return _with_heads(sequence[order], first[order], kv_heads)
+
+
+def _backward_units(visibility: Visibility, kv_heads: int, splits: int) -> Array:
+    """(sequence, key/value head, split) of each unit: a split takes every `splits`-th block of keys."""
+    sequences = np.arange(len(visibility.query_offsets) - 1)
+    return _with_heads(np.repeat(sequences, splits), np.tile(np.arange(splits), len(sequences)), kv_heads)
+
+
+def _with_heads(sequence: Array, third: Array, kv_heads: int) -> Array:
+    units = np.empty((len(sequence), kv_heads, 3), np.int64)
+    units[..., 0] = sequence[:, None]
+    units[..., 1] = np.arange(kv_heads)
+    units[..., 2] = third[:, None]
+    return units.reshape(-1, 3)
+
+
+def _add_bias_gradients(bias_sums: Array, heads: Any, gradient: TimeBiasGrad) -> None:
+    # bias_sums (units, group, 2): summed unit by unit in a fixed order.
+    group = bias_sums.shape[1]
+    totals = np.zeros((gradient.rate.size // group, group, 2))
+    np.add.at(totals, heads, bias_sums)
+    gradient.rate[...] += totals[..., 0].reshape(-1).astype(gradient.rate.dtype)
+    gradient.tau[...] += totals[..., 1].reshape(-1).astype(gradient.tau.dtype)

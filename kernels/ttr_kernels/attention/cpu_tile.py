@@ -1,0 +1,122 @@
+"""What the forward and backward kernels do to one tile of logits: fetch rows, decay with age, mask, drop.
+
+A tile is `queries × keys` of one head, row-major in a flat float32 buffer whose rows are KEYS apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..common.arrays import Array
+from ..common.compilation import jit
+from ..common.philox import philox
+from ..common.storage import load
+from ..common.vector_math import log1p_of_nonnegative
+
+NO_BIAS, LINEAR, LOG = 0, 1, 2
+_ZERO = np.float32(0.0)
+_MINUS_INFINITY = np.float32(-np.inf)
+
+
+class Rows(NamedTuple):
+    """An array (rows, heads, dim) as kernels take it: element (r, h, d) is flat[r * stride + h * dim + d]."""
+
+    flat: Array
+    stride: int
+
+
+class Options(NamedTuple):
+    """Scalars of one call."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    scale: np.float32
+    causal: bool
+    window: int
+    bias: int
+    dropping: bool
+    threshold: np.uint32
+    keep_scale: np.float32
+
+
+@jit
+def fetch(tile: Any, at: int, width: int, rows: Any, first: int, count: int, head: int, dim: int, factor: Any) -> None:
+    """tile[i, :] = factor · rows[first + i, head, :] for i < count; zeros up to the padded rows and columns."""
+    for i in range(count):
+        source = (first + i) * rows.stride + head * dim
+        for d in range(dim):
+            tile[np.uintp(at + i * width + d)] = load(rows.flat, source + d) * factor
+        for d in range(dim, width):
+            tile[np.uintp(at + i * width + d)] = _ZERO
+    for i in range(count * width, (count + 15) // 16 * 16 * width):
+        tile[np.uintp(at + i)] = _ZERO
+
+
+@jit
+def transpose(target: Any, target_at: int, tile: Any, at: int, count: int, width: int, stride: int) -> None:
+    """target[d, j] = tile[j, d], for a tile of `count` rows of `width`; target's rows are `stride` apart."""
+    for d in range(width):
+        for j in range(count):
+            target[np.uintp(target_at + d * stride + j)] = tile[np.uintp(at + j * width + d)]
+
+
+@jit
+def visible_keys(query: int, key_length: int, shift: int, causal: bool, window: int) -> Any:
+    """The range [low, high) of keys that query i of a sequence sees; shift = S - T."""
+    high = min(key_length, query + shift + 1) if causal else key_length
+    low = max(0, query + shift - window + 1) if window > 0 else 0
+    return low, max(high, low)
+
+
+@jit
+def add_time_bias(
+    tile: Any, at: int, width: int, kind: int, time: float, key_times: Any, first_key: int, rate: Any, tau: Any
+) -> None:
+    """logit_j -= rate · φ((time − key_times[first_key + j]) / tau) for j < width; the gap is formed in float64."""
+    inverse = np.float32(1.0) / tau
+    if kind == LINEAR:
+        for j in range(width):
+            u = np.float32(time - key_times[np.uintp(first_key + j)]) * inverse
+            tile[np.uintp(at + j)] -= rate * u
+    else:
+        for j in range(width):
+            u = np.float32(time - key_times[np.uintp(first_key + j)]) * inverse
+            tile[np.uintp(at + j)] -= rate * log1p_of_nonnegative(u)
+
+
+@jit
+def mask_row(tile: Any, at: int, width: int, low: int, high: int) -> None:
+    """−infinity outside [low, high); columns are relative to the tile."""
+    for j in range(min(low, width)):
+        tile[np.uintp(at + j)] = _MINUS_INFINITY
+    for j in range(high, width):
+        tile[np.uintp(at + j)] = _MINUS_INFINITY
+
+
+@jit
+def draw_words(words: Any, query_row: int, head: int, heads: int, first_key: int, width: int, key: Any) -> None:
+    """Random words of the keys first_key .. first_key + width of a query row, both multiples of 16; words (4, ...).
+
+    words[w, c] is word w of call c; which key takes which word, see reference._keep and `keep_of`.
+    """
+    counter = np.uint32(query_row * heads + head)
+    call = first_key // 4
+    for c in range(width // 4):
+        w0, w1, w2, w3 = philox(np.uint32(call + c), counter, key[2], key[3], key[0], key[1])
+        words[0, c] = w0
+        words[1, c] = w1
+        words[2, c] = w2
+        words[3, c] = w3
+
+
+@jit
+def write_factors(factors: Any, words: Any, width: int, threshold: Any, keep_scale: Any) -> None:
+    """factors[j] = keep_j / (1 − rate) in the order of the keys, from the words of `draw_words`."""
+    for block in range(width // 16):
+        for w in range(4):
+            for c in range(4):
+                kept = words[w, np.uintp(4 * block + c)] >= threshold
+                factors[np.uintp(16 * block + 8 * (w >> 1) + 2 * c + (w & 1))] = keep_scale if kept else _ZERO

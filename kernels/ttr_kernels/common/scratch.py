@@ -1,0 +1,22 @@
+"""Scratch memory that each thread keeps, so that a kernel's working buffers are not allocated and faulted in anew."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from .arrays import Array
+
+_local = threading.local()
+
+
+def thread_scratch(floats: int) -> Array:
+    """At least `floats` float32 with undefined content, 64-byte aligned, valid until this thread's next call."""
+    buffer: Array | None = getattr(_local, "buffer", None)
+    if buffer is None or buffer.size < floats:
+        raw = np.empty(floats + 16, np.float32)
+        skip = (-raw.ctypes.data % 64) // 4
+        buffer = raw[skip : skip + floats]
+        _local.buffer = buffer
+    return buffer
