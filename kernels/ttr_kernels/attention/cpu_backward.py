@@ -8,9 +8,9 @@ import numpy as np
 
 from ..common.compilation import jit
 from ..common.storage import load, store
-from ..common.tile_multiply import PAD, multiply
+from ..common.tile_multiply import PAD, maximum, multiply
 from ..common.vector_math import exp_of_nonpositive, log1p_of_nonnegative
-from .cpu_tile import LINEAR, NO_BIAS, draw_words, fetch, transpose, visible_keys, write_factors
+from .cpu_tile import LINEAR, NO_BIAS, draw_words, fetch, mask_row, transpose, visible_keys, write_factors
 
 BACKWARD_QUERIES = 64
 BACKWARD_KEYS = 64
@@ -104,17 +104,18 @@ def backward_units(
                         weight_row, grad_row = weights_at + i * BACKWARD_KEYS, grads_at + i * BACKWARD_KEYS
                         columns = 0 if row_low >= row_high else (row_high + PAD - 1) // PAD * PAD
                         if columns > 0:
+                            mask_row(scratch, weight_row, columns, row_low, row_high)
                             if options.dropping:
                                 draw_words(words, query_row + query, head, options.heads, tile_key, columns, key)
                                 write_factors(factors, words, columns, options.threshold, options.keep_scale)
                             if options.bias == NO_BIAS:
                                 _gradient_row(
-                                    scratch, weight_row, grad_row, columns, row_low, row_high,
+                                    scratch, weight_row, grad_row, columns,
                                     log_normalizer[query_row + query, head], dots[query_row + query, head], factors,
                                 )  # fmt: skip
                             else:
                                 for_rate, for_tau = _gradient_row_with_bias(
-                                    scratch, weight_row, grad_row, columns, row_low, row_high,
+                                    scratch, weight_row, grad_row, columns,
                                     log_normalizer[query_row + query, head], dots[query_row + query, head], factors,
                                     options.bias, times[query_row + query], tile_times, rate[head], tau[head],
                                 )  # fmt: skip
@@ -149,12 +150,11 @@ def backward_units(
 
 @jit
 def _gradient_row(
-    s: Any, weight_row: int, grad_row: int, columns: int, low: int, high: int, normalizer: Any, dot: Any, factors: Any
+    s: Any, weight_row: int, grad_row: int, columns: int, normalizer: Any, dot: Any, factors: Any
 ) -> None:
     """Logits become dropped-out weights, and the gradients of those become the gradients of the logits."""
     for j in range(columns):
-        seen = (j >= low) & (j < high)
-        weight = exp_of_nonpositive(s[np.uintp(weight_row + j)] - normalizer) if seen else _ZERO
+        weight = exp_of_nonpositive(s[np.uintp(weight_row + j)] - normalizer)
         kept = factors[j]
         s[np.uintp(weight_row + j)] = weight * kept
         s[np.uintp(grad_row + j)] = weight * (s[np.uintp(grad_row + j)] * kept - dot)
@@ -162,7 +162,7 @@ def _gradient_row(
 
 @jit
 def _gradient_row_with_bias(
-    s: Any, weight_row: int, grad_row: int, columns: int, low: int, high: int, normalizer: Any, dot: Any, factors: Any,
+    s: Any, weight_row: int, grad_row: int, columns: int, normalizer: Any, dot: Any, factors: Any,
     kind: int, time: float, tile_times: Any, rate: Any, tau: Any,
 ) -> Any:  # fmt: skip
     """`_gradient_row` under a time bias; also (Σ dS · φ(u), Σ dS · u · φ'(u))."""
@@ -171,23 +171,20 @@ def _gradient_row_with_bias(
     for_tau = _ZERO
     if kind == LINEAR:
         for j in range(columns):
-            seen = (j >= low) & (j < high)
             u = np.float32(time - tile_times[j]) * inverse
-            logit = s[np.uintp(weight_row + j)] - rate * u - normalizer
-            weight = exp_of_nonpositive(logit) if seen else _ZERO
+            weight = exp_of_nonpositive(s[np.uintp(weight_row + j)] - rate * u - normalizer)
             kept = factors[j]
             gradient = weight * (s[np.uintp(grad_row + j)] * kept - dot)
             s[np.uintp(weight_row + j)] = weight * kept
             s[np.uintp(grad_row + j)] = gradient
-            for_rate += gradient * u if seen else _ZERO
+            for_rate += gradient * u
         for_tau = for_rate
     else:
         for j in range(columns):
-            seen = (j >= low) & (j < high)
-            u = np.float32(time - tile_times[j]) * inverse if seen else _ZERO
+            # Keys that are not visible may lie in the future; their weight is zero, but φ must be finite.
+            u = maximum(np.float32(time - tile_times[j]) * inverse, _ZERO)
             phi = log1p_of_nonnegative(u)
-            logit = s[np.uintp(weight_row + j)] - rate * phi - normalizer
-            weight = exp_of_nonpositive(logit) if seen else _ZERO
+            weight = exp_of_nonpositive(s[np.uintp(weight_row + j)] - rate * phi - normalizer)
             kept = factors[j]
             gradient = weight * (s[np.uintp(grad_row + j)] * kept - dot)
             s[np.uintp(weight_row + j)] = weight * kept
