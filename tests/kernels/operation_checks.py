@@ -161,7 +161,7 @@ def check_bad_input(operation: Operation, case: Case) -> None:
 
 
 def check_threads(operation: Operation, case: Case) -> None:
-    """One thread and several give the same bits."""
+    """One thread and several give the same bits (the same to rounding, where BLAS does the work)."""
     from ttr_kernels.common.parallel import get_threads, set_threads
 
     inputs, _ = rounded_inputs(operation, case, FLOAT32)
@@ -176,4 +176,7 @@ def check_threads(operation: Operation, case: Case) -> None:
     finally:
         set_threads(before)
     for one, three in zip(*results, strict=True):
-        assert one is None or np.array_equal(one, three)
+        if one is None or operation.same_bits_on_any_threads:
+            assert one is None or np.array_equal(one, three)
+        else:
+            assert_close("result", three, one, ERROR[FLOAT32] * operation.tolerance)

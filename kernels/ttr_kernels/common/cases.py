@@ -39,6 +39,7 @@ class Operation:
         gradients: the inputs that have a gradient, in the order in which the backward returns them.
         cases: the table.
         tolerance: multiplies the allowed error; above 1 only with a reason.
+        same_bits_on_any_threads: False where BLAS does the work: its rounding depends on the size of its blocks.
     """
 
     name: str
@@ -49,3 +50,4 @@ class Operation:
     gradients: tuple[str, ...]
     cases: list[Case] = field(default_factory=list)
     tolerance: float = 1.0
+    same_bits_on_any_threads: bool = True

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, kernel_view
+from .arrays import Array, contiguous_rows, kernel_view
 from .compilation import jit
+from .parallel import parallel_for
+from .storage import load
 
 # Each partial sum covers a fixed number of rows and is added in a fixed order.
 ROWS_PER_PARTIAL = 64
@@ -25,8 +27,25 @@ def add_partials(partials: Array, total: Array) -> None:
     _add(partials, kernel_view(total).reshape(-1))
 
 
+def add_column_sums(array: Array, total: Array) -> None:
+    """total += Σ_rows array: the gradient of a bias. array (..., C), total (C,) float32."""
+    flat, rows, stride = contiguous_rows(array)
+    partials = partial_sums(rows, array.shape[-1])
+    parallel_for(_column_sums, len(partials), flat, rows, stride, partials)
+    add_partials(partials, total)
+
+
 @jit
 def _add(partials: Any, total: Any) -> None:
     for part in range(partials.shape[0]):
         for j in range(total.shape[0]):
             total[j] += partials[part, j]
+
+
+@jit
+def _column_sums(flat: Any, rows: int, stride: int, partials: Any, begin: int, end: int) -> None:
+    for part in range(begin, end):
+        total = partials[part]
+        for row in range(part * ROWS_PER_PARTIAL, min((part + 1) * ROWS_PER_PARTIAL, rows)):
+            for j in range(total.shape[0]):
+                total[j] += load(flat, row * stride + j)

@@ -11,12 +11,13 @@ from .arrays import Array
 _local = threading.local()
 
 
-def thread_scratch(floats: int) -> Array:
-    """At least `floats` float32 with undefined content, 64-byte aligned, valid until this thread's next call."""
-    buffer: Array | None = getattr(_local, "buffer", None)
+def thread_scratch(floats: int, purpose: str = "tile") -> Array:
+    """At least `floats` float32 with undefined content, 64-byte aligned, valid until this thread asks for the same
+    purpose again."""
+    buffer: Array | None = getattr(_local, purpose, None)
     if buffer is None or buffer.size < floats:
         raw = np.empty(floats + 16, np.float32)
         skip = (-raw.ctypes.data % 64) // 4
         buffer = raw[skip : skip + floats]
-        _local.buffer = buffer
+        setattr(_local, purpose, buffer)
     return buffer

@@ -1,0 +1,71 @@
+"""Dropout and residual addition in one pass (Srivastava et al. 2014):  y = residual + keep · x / (1 − rate).
+
+Element e of x (in C order) is kept iff word e mod 4 of Philox at position e div 4, under (seed, offset), is at least
+rate · 2³². The mask is drawn again in the backward and never stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.arrays import Array, check, check_out, check_same_dtype, implementation
+from ..common.philox import check_rate, keep_threshold, philox_words
+
+
+@dataclass(frozen=True)
+class DropoutAddSaved:
+    """What the forward keeps for the backward: what the mask follows from."""
+
+    rate: float
+    seed: int
+    offset: int
+
+
+def dropout_add_forward(
+    x: Array,
+    residual: Array | None = None,
+    *,
+    rate: float,
+    seed: int = 0,
+    offset: int = 0,
+    out: Array | None = None,
+) -> tuple[Array, DropoutAddSaved]:
+    """y = residual + keep · x / (1 − rate), or without a residual plain inverted dropout.
+
+    Args:
+        x: any shape, float32, bfloat16 or float16 (float64 runs the reference). Copied if not contiguous.
+        residual: like x.
+        rate: probability of dropping an element, 0 <= rate < 1; 0 draws no random numbers.
+        seed, offset: 64-bit; no two masks of a run may share both.
+        out: like x; may be x or residual.
+
+    Raises:
+        TypeError, ValueError: an array of the wrong kind, shape or dtype, or a rate outside [0, 1).
+    """
+    check(x=(x, "... C"), residual=(residual, "... C"))
+    dtype = check_same_dtype(x=x, residual=residual)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual: got shape {residual.shape}, expected {x.shape} like x")
+    check_rate("rate", rate)
+    out = check_out("out", out, x.shape, dtype)
+    implementation(x, __package__).apply(x, residual, rate, seed, offset, out)
+    return out, DropoutAddSaved(rate, seed, offset)
+
+
+def dropout_add_backward(dy: Array, saved: DropoutAddSaved, *, dx: Array | None = None) -> Array:
+    """The gradient of x, keep · dy / (1 − rate); that of residual is dy itself. dx is *written*; it may be dy."""
+    check(dy=(dy, "... C"))
+    dx = check_out("dx", dx, dy.shape, dy.dtype)
+    implementation(dy, __package__).apply(dy, None, saved.rate, saved.seed, saved.offset, dx)
+    return dx
+
+
+def dropout_mask(shape: tuple[int, ...], *, rate: float, seed: int = 0, offset: int = 0) -> Array:
+    """The mask itself, True where an element is kept; the definition of the module's text in NumPy."""
+    check_rate("rate", rate)
+    size = int(np.prod(shape))
+    words = philox_words(np.arange(-(-size // 4)), seed, offset).reshape(-1)[:size]
+    kept: Array = words >= keep_threshold(rate)
+    return kept.reshape(shape)
