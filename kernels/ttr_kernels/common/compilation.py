@@ -27,19 +27,24 @@ def jit(function: Callable[..., Any]) -> Any:
     return _compile(function, REASSOCIATE)
 
 
+def jit_inline(function: Callable[..., Any]) -> Any:
+    """Like `jit`, for formulas inside a loop: always inlined, since a loop with a call in it is no vector code."""
+    return _compile(function, REASSOCIATE, forceinline=True)
+
+
 def jit_exact(function: Callable[..., Any]) -> Any:
-    """Like `jit`, but floating-point operations keep the order in which they are written."""
-    return _compile(function, EXACT)
+    """Like `jit_inline`, but floating-point operations keep the order in which they are written."""
+    return _compile(function, EXACT, forceinline=True)
 
 
-def _compile(function: Callable[..., Any], fastmath: frozenset[str]) -> Any:
+def _compile(function: Callable[..., Any], fastmath: frozenset[str], **options: Any) -> Any:
     # numba picks a function's cache folder when it is decorated; the setting is global, so it is put back at once.
     directory = cache_directory()
     before, config.CACHE_DIR = config.CACHE_DIR, str(directory or "")
     try:
-        return numba.njit(nogil=True, cache=directory is not None, error_model="numpy", fastmath=set(fastmath))(
-            function
-        )
+        return numba.njit(
+            nogil=True, cache=directory is not None, error_model="numpy", fastmath=set(fastmath), **options
+        )(function)
     finally:
         config.CACHE_DIR = before
 

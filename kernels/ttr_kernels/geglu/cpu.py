@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import Array, contiguous_rows, flat_rows, kernel_view
-from ..common.compilation import jit
+from ..common.compilation import jit, jit_inline
 from ..common.parallel import parallel_for
 from ..common.reductions import add_column_sums
 from ..common.storage import load, store
@@ -55,7 +55,7 @@ def _grain(x: Array) -> int:
     return max(1, 16384 // max(x.shape[-1], 1))
 
 
-@jit
+@jit_inline
 def _phi_tanh(x: Any) -> Any:
     """The tanh formula's Φ(x) and its derivative."""
     square = x * x
@@ -64,7 +64,7 @@ def _phi_tanh(x: Any) -> Any:
     return _HALF + _HALF * t, slope
 
 
-@jit
+@jit_inline
 def _phi_erf(x: Any) -> Any:
     """Φ(x) and its derivative, the normal density."""
     return _HALF + _HALF * erf(x * _SQRT_HALF), _INVERSE_ROOT_2PI * exp_of_nonpositive(-_HALF * x * x)

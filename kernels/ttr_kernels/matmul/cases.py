@@ -24,7 +24,9 @@ def _inputs(shape: tuple[int, ...], width: int, bias: bool = False) -> Any:
 
 
 def _timed(rows: int, inner: int, width: int) -> Case:
-    return Case(f"{rows}x{inner} to {width}", _inputs((rows, inner), width), timed=True, flops=2.0 * rows * inner * width)
+    return Case(
+        f"{rows}x{inner} to {width}", _inputs((rows, inner), width), timed=True, flops=2.0 * rows * inner * width
+    )
 
 
 OPERATION = Operation(

@@ -1,0 +1,178 @@
+"""Cross-entropy of a softmax, with label smoothing (Szegedy et al. 2016, §7) and z-loss (Chowdhery et al. 2022, §5).
+
+    loss_i = lse_i − (1 − ε) logit_i[target_i] − ε mean_v(logit_iv) + z lse_i²        lse_i = log Σ_v exp(logit_iv)
+    loss   = mean of loss_i over the rows whose target is not ignored (0 if there is none)
+
+`linear_cross_entropy` is the same on logits x Wᵀ, of which it never holds more than a few rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..common.arrays import (
+    INTEGERS,
+    Array,
+    check,
+    check_out,
+    check_parameter,
+    check_parameter_gradient,
+    implementation,
+)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Options of the loss: label smoothing ε, weight z of the z-loss, and the target that means "none"."""
+
+    label_smoothing: float
+    z_loss: float
+    ignore_index: int
+
+
+@dataclass(frozen=True)
+class CrossEntropySaved:
+    """What the forward keeps for the backward."""
+
+    logits: Array  # (rows, V)
+    targets: Array  # (rows,)
+    losses: Array  # (rows,) float32: loss_i, 0 where the target is ignored
+    log_normalizer: Array  # (rows,) float32: lse_i
+    count: int  # rows whose target is not ignored
+    smoothing: Smoothing
+
+
+@dataclass(frozen=True)
+class LinearCrossEntropySaved:
+    """What the forward keeps for the backward: the gradients themselves, for an upstream gradient of 1."""
+
+    losses: Array  # (rows,) float32, 0 where the target is ignored
+    best: Array  # (rows,) int32: the most probable class
+    count: int
+    dx: Array | None  # (rows, C) like x; None without gradients
+    dweight: Array | None  # (V, C) float32
+    dbias: Array | None  # (V,) float32
+
+
+def cross_entropy_forward(
+    logits: Array, targets: Array, *, ignore_index: int = -1, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Any, CrossEntropySaved]:
+    """Mean cross-entropy in nats.
+
+    Args:
+        logits: (rows, V) float32, bfloat16 or float16 (float64 runs the reference).
+        targets: (rows,) int32 or int64, in [0, V) or `ignore_index`.
+        label_smoothing: ε in [0, 1).
+        z_loss: weight of lse², which keeps logits from drifting.
+
+    Returns:
+        (loss, saved): a float32 scalar; `saved.losses` has the loss of each row.
+
+    Raises:
+        TypeError, ValueError: an array of the wrong kind, shape or dtype, a target outside the vocabulary (its position
+            and value are named), or an option out of range.
+    """
+    check(logits=(logits, "rows V"), targets=(targets, "rows", INTEGERS))
+    count = _check_targets(targets, logits.shape[1], ignore_index)
+    smoothing = _smoothing(label_smoothing, z_loss, ignore_index)
+    loss, losses, log_normalizer = implementation(logits, __package__).forward(logits, targets, smoothing, count)
+    return loss, CrossEntropySaved(logits, targets, losses, log_normalizer, count, smoothing)
+
+
+def cross_entropy_backward(dloss: Any, saved: CrossEntropySaved, *, dlogits: Array | None = None) -> Array:
+    """dlogit_iv = dloss / count · ( p_iv (1 + 2 z lse_i) − (1 − ε) [v = target_i] − ε / V ), 0 in ignored rows.
+
+    Args:
+        dloss: gradient of the loss, a scalar.
+        saved: from the forward.
+        dlogits: like logits, is *written*; may be `saved.logits`, which is then gone.
+    """
+    dlogits = check_out("dlogits", dlogits, saved.logits.shape, saved.logits.dtype)
+    implementation(saved.logits, __package__).backward(float(dloss), saved, dlogits)
+    return dlogits
+
+
+def linear_cross_entropy_forward(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    *,
+    bias: Array | None = None,
+    ignore_index: int = -1,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    rows_per_chunk: int | None = None,
+    gradients: bool = True,
+) -> tuple[Any, LinearCrossEntropySaved]:
+    """Mean cross-entropy of the logits x Wᵀ + b, chunk by chunk of rows.
+
+    A chunk's logits become their own gradient in place, and from it the chunk's part of dx and dW follows, so the
+    forward does the work of the backward too, and no more logits exist than one chunk's. The chunks are added in order:
+    the result does not depend on threads other than through BLAS.
+
+    Args:
+        x: (rows, C) float32, bfloat16 or float16 (float64 runs the reference).
+        weight: (V, C), bias: (V,): of the dtype of x, or float32.
+        targets, ignore_index, label_smoothing, z_loss: as for `cross_entropy_forward`.
+        rows_per_chunk: default: as many as make logits of 4 MiB.
+        gradients: False computes losses alone (evaluation).
+    """
+    check(x=(x, "rows C"), weight=(weight, "V C"), bias=(bias, "V"), targets=(targets, "rows", INTEGERS))
+    check_parameter("weight", weight, x.dtype)
+    if bias is not None:
+        check_parameter("bias", bias, x.dtype)
+    count = _check_targets(targets, len(weight), ignore_index)
+    smoothing = _smoothing(label_smoothing, z_loss, ignore_index)
+    rows = rows_per_chunk or max(16, (1 << 20) // max(len(weight), 1))
+    if rows < 1:
+        raise ValueError(f"rows_per_chunk: got {rows}, expected at least 1")
+    from .chunked import run
+
+    return run(x, weight, bias, targets, smoothing, count, rows, gradients)
+
+
+def linear_cross_entropy_backward(
+    dloss: Any,
+    saved: LinearCrossEntropySaved,
+    *,
+    dx: Array | None = None,
+    dweight: Array | None = None,
+    dbias: Array | None = None,
+) -> tuple[Array, Array, Array | None]:
+    """The saved gradients times dloss: dx is *written*, dweight and dbias (float32) are *accumulated* into.
+
+    Without `dx` the saved array itself is scaled and returned.
+    """
+    if saved.dx is None or saved.dweight is None:
+        raise ValueError("saved: the forward ran with gradients=False")
+    dx = saved.dx if dx is None else check_out("dx", dx, saved.dx.shape, saved.dx.dtype)
+    scale = saved.dweight.dtype.type(dloss)
+    if scale != 1 or dx is not saved.dx:
+        dx[...] = saved.dx * scale
+    dweight = check_parameter_gradient("dweight", dweight, saved.dweight.shape, dx.dtype)
+    dweight += saved.dweight if scale == 1 else saved.dweight * scale
+    if saved.dbias is not None:
+        dbias = check_parameter_gradient("dbias", dbias, saved.dbias.shape, dx.dtype)
+        dbias += saved.dbias * scale
+    return dx, dweight, dbias if saved.dbias is not None else None
+
+
+def _smoothing(label_smoothing: float, z_loss: float, ignore_index: int) -> Smoothing:
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing: got {label_smoothing}, expected a number in [0, 1)")
+    if not z_loss >= 0.0:
+        raise ValueError(f"z_loss: got {z_loss}, expected a number >= 0")
+    return Smoothing(label_smoothing, z_loss, ignore_index)
+
+
+def _check_targets(targets: Array, vocabulary: int, ignore_index: int) -> int:
+    """The number of targets that count; ValueError if one of them is no class."""
+    counted = targets != ignore_index
+    wrong = counted & ((targets < 0) | (targets >= vocabulary))
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise ValueError(
+            f"targets: got {targets[at]} at position {at}, expected 0 .. {vocabulary - 1}, or {ignore_index} to ignore"
+        )
+    return int(counted.sum())

@@ -1,0 +1,113 @@
+"""Cross-entropy on CPU cores: per row a maximum, a sum, and in the backward one more pass that may be in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..common.arrays import Array, contiguous_rows, flat_rows
+from ..common.compilation import jit
+from ..common.parallel import parallel_for
+from ..common.storage import load, store
+from ..common.tile_multiply import maximum
+from ..common.vector_math import exp_of_nonpositive, log
+
+if TYPE_CHECKING:
+    from . import CrossEntropySaved, Smoothing
+
+_ZERO = np.float32(0.0)
+
+
+def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tuple[Any, Array, Array]:
+    flat, rows, stride = contiguous_rows(logits)
+    losses, log_normalizer = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    parallel_for(
+        _forward, rows, flat, stride, logits.shape[1], targets, options.ignore_index,
+        np.float32(options.label_smoothing), np.float32(options.z_loss), losses, log_normalizer, grain=_grain(logits),
+    )  # fmt: skip
+    return np.float32(losses.sum(dtype=np.float64) / max(count, 1)), losses, log_normalizer
+
+
+def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
+    # In place from here on: a kernel that sees one array vectorises.
+    if dlogits.ctypes.data != saved.logits.ctypes.data or dlogits.strides != saved.logits.strides:
+        dlogits[...] = saved.logits
+    flat, rows, stride = flat_rows(dlogits)
+    options = saved.smoothing
+    parallel_for(
+        _backward, rows, flat, stride, dlogits.shape[1], saved.targets, options.ignore_index,
+        np.float32(options.label_smoothing), np.float32(options.z_loss), saved.log_normalizer,
+        np.float32(dloss / max(saved.count, 1)), grain=_grain(dlogits),
+    )  # fmt: skip
+
+
+def best_class(logits: Array) -> Array:
+    flat, rows, stride = contiguous_rows(logits)
+    best = np.empty(rows, np.int32)
+    parallel_for(_best, rows, flat, stride, logits.shape[1], best, grain=_grain(logits))
+    return best
+
+
+def _grain(logits: Array) -> int:
+    return max(1, 32768 // max(logits.shape[1], 1))
+
+
+@jit
+def _forward(
+    logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, losses: Any,
+    log_normalizer: Any, begin: int, end: int,
+) -> None:  # fmt: skip
+    for row in range(begin, end):
+        at = row * stride
+        largest = np.float32(-np.inf)
+        for j in range(width):
+            largest = maximum(largest, load(logits, at + j))
+        total, plain = _ZERO, _ZERO
+        for j in range(width):
+            logit = load(logits, at + j)
+            total += exp_of_nonpositive(logit - largest)
+            plain += logit
+        normalizer = largest + log(total)
+        log_normalizer[row] = normalizer
+        target = targets[row]
+        if target == ignore_index:
+            losses[row] = _ZERO
+        else:
+            hit = load(logits, at + target)
+            mean = plain / np.float32(width)
+            losses[row] = (normalizer - hit) + smoothing * (hit - mean) + z * normalizer * normalizer
+
+
+@jit
+def _backward(
+    logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, log_normalizer: Any,
+    scale: Any, begin: int, end: int,
+) -> None:  # fmt: skip
+    share = smoothing / np.float32(width)
+    for row in range(begin, end):
+        at = row * stride
+        if targets[row] == ignore_index:
+            for j in range(width):
+                store(logits, at + j, _ZERO)
+        else:
+            normalizer = log_normalizer[row]
+            factor = scale * (np.float32(1.0) + np.float32(2.0) * z * normalizer)
+            # The target's entry is formed before it is rounded to the storage dtype.
+            hit = exp_of_nonpositive(load(logits, at + targets[row]) - normalizer) * factor
+            for j in range(width):
+                p = exp_of_nonpositive(load(logits, at + j) - normalizer)
+                store(logits, at + j, p * factor - scale * share)
+            store(logits, at + targets[row], hit - scale * (share + np.float32(1.0) - smoothing))
+
+
+@jit
+def _best(logits: Any, stride: int, width: int, best: Any, begin: int, end: int) -> None:
+    for row in range(begin, end):
+        largest = np.float32(-np.inf)
+        for j in range(width):
+            largest = maximum(largest, load(logits, row * stride + j))
+        index = 0
+        while index < width - 1 and load(logits, row * stride + index) != largest:
+            index += 1
+        best[row] = index

@@ -1,0 +1,36 @@
+"""Cross-entropy in float64, as the formulas stand in the docstrings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..common.arrays import Array
+
+if TYPE_CHECKING:
+    from . import CrossEntropySaved, Smoothing
+
+
+def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tuple[Any, Array, Array]:
+    counted = targets != options.ignore_index
+    lse = np.logaddexp.reduce(logits, axis=1)
+    hit = logits[np.arange(len(logits)), np.where(counted, targets, 0)]
+    smooth = options.label_smoothing
+    losses = lse - (1 - smooth) * hit - smooth * logits.mean(axis=1) + options.z_loss * lse**2
+    losses = np.where(counted, losses, 0.0)
+    return np.float64(losses.sum() / max(count, 1)), losses, lse
+
+
+def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
+    options, rows = saved.smoothing, np.arange(len(dlogits))
+    counted = saved.targets != options.ignore_index
+    lse = saved.log_normalizer[:, None]
+    gradient = np.exp(saved.logits - lse) * (1 + 2 * options.z_loss * lse)
+    gradient -= options.label_smoothing / dlogits.shape[1]
+    gradient[rows, np.where(counted, saved.targets, 0)] -= 1 - options.label_smoothing
+    dlogits[...] = gradient * counted[:, None] * (dloss / max(saved.count, 1))
+
+
+def best_class(logits: Array) -> Array:
+    return logits.argmax(axis=1).astype(np.int32)
