@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class DropoutConfig(BaseModel):
-    """Dropout probabilities: of attention weights, inside the feed-forward, and on each block's two residual branches."""
+    """Dropout probabilities: of attention weights, inside the feed-forward, and on a block's two residual branches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +27,7 @@ class ModelConfig(BaseModel):
     hidden_dim: int = Field(default=1024, ge=1, description="width F of the gated feed-forward")
     num_layers: int = Field(default=4, ge=1)
     num_heads: int = Field(default=8, ge=1, description="query heads H")
-    num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads; default: as many as query heads")
+    num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads; default: num_heads")
     window: int | None = Field(default=None, ge=1, description="sliding-window attention span in positions")
     rope_base: float = Field(default=10000.0, gt=1.0)
     time_bias: Literal["none", "linear", "log"] = Field(

@@ -50,7 +50,8 @@ def best_class(logits: Array) -> Array:
 
 
 def _grain(logits: Array) -> int:
-    return max(1, 32768 // max(logits.shape[1], 1))
+    grain: int = max(1, 32768 // max(logits.shape[1], 1))
+    return grain
 
 
 @jit

@@ -33,4 +33,5 @@ def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
 
 
 def best_class(logits: Array) -> Array:
-    return logits.argmax(axis=1).astype(np.int32)
+    best: Array = logits.argmax(axis=1).astype(np.int32)
+    return best

@@ -52,7 +52,8 @@ def _bias(bias: Array | None, x: Array) -> Array:
 
 
 def _grain(x: Array) -> int:
-    return max(1, 16384 // max(x.shape[-1], 1))
+    grain: int = max(1, 16384 // max(x.shape[-1], 1))
+    return grain
 
 
 @jit_inline

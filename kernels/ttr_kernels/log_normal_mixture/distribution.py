@@ -20,21 +20,23 @@ def pdf(gaps: Array, weight_logits: Array, means: Array, log_scales: Array) -> A
     weights, m, s = _parameters(weight_logits, means, log_scales)
     safe = np.where(gaps > 0, gaps, 1.0).astype(np.float64)[..., None]
     z = (np.log(safe) - m) / s
-    density = (weights * np.exp(-0.5 * z * z) / (s * safe * math.sqrt(2 * math.pi))).sum(axis=-1)
+    density: Array = (weights * np.exp(-0.5 * z * z) / (s * safe * math.sqrt(2 * math.pi))).sum(axis=-1)
     return np.where(gaps > 0, density, 0.0)
 
 
 def cdf(gaps: Array, weight_logits: Array, means: Array, log_scales: Array) -> Array:
     """P(gap <= τ); 0 for τ <= 0."""
     weights, m, s = _parameters(weight_logits, means, log_scales)
-    return (weights * 0.5 * _erfc(-_deviation(gaps, m, s))).sum(axis=-1)
+    below: Array = (weights * 0.5 * _erfc(-_deviation(gaps, m, s))).sum(axis=-1)
+    return below
 
 
 def log_survival(gaps: Array, weight_logits: Array, means: Array, log_scales: Array) -> Array:
     """log P(gap > τ), the likelihood of a censored interval; −inf only where P underflows float64."""
     weights, m, s = _parameters(weight_logits, means, log_scales)
     with np.errstate(divide="ignore"):
-        return np.log((weights * 0.5 * _erfc(_deviation(gaps, m, s))).sum(axis=-1))
+        above: Array = np.log((weights * 0.5 * _erfc(_deviation(gaps, m, s))).sum(axis=-1))
+    return above
 
 
 def quantile(probability: Array | float, weight_logits: Array, means: Array, log_scales: Array) -> Array:
@@ -69,14 +71,16 @@ def sample(weight_logits: Array, means: Array, log_scales: Array, *, seed: int, 
     normal = np.sqrt(-2 * np.log(uniform[..., 1])) * np.cos(2 * np.pi * uniform[..., 2])
     picked_mean = np.take_along_axis(m, chosen, axis=-1)[..., 0]
     picked_scale = np.take_along_axis(s, chosen, axis=-1)[..., 0]
-    return np.exp(picked_mean + picked_scale * normal)
+    gaps: Array = np.exp(picked_mean + picked_scale * normal)
+    return gaps
 
 
 def mean(weight_logits: Array, means: Array, log_scales: Array) -> Array:
     """E[gap] = Σ w_k exp(μ_k + s_k² / 2); inf where that overflows."""
     weights, m, s = _parameters(weight_logits, means, log_scales)
     with np.errstate(over="ignore"):
-        return (weights * np.exp(m + 0.5 * s * s)).sum(axis=-1)
+        average: Array = (weights * np.exp(m + 0.5 * s * s)).sum(axis=-1)
+    return average
 
 
 def _parameters(weight_logits: Array, means: Array, log_scales: Array) -> tuple[Array, Array, Array]:

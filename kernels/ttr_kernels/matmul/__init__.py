@@ -86,8 +86,7 @@ def linear_backward(
     dx: Array | None = None,
     dweight: Array | None = None,
     dbias: Array | None = None,
-    need_dx: bool = True,
-) -> tuple[Array | None, Array, Array | None]:
+) -> tuple[Array, Array, Array | None]:
     """Gradients of `linear_forward`:  dx = dy W    dW += dyᵀ x    db += Σ_rows dy.
 
     Args:
@@ -95,17 +94,16 @@ def linear_backward(
         saved: from the forward.
         dx: like x, is *written*; must not overlap dy.
         dweight, dbias: float32 (float64 for the reference), are *accumulated* into; zeros if not given.
-        need_dx: False leaves dx out, at the bottom of a model.
 
     Returns:
-        (dx or None, dweight, dbias or None)
+        (dx, dweight, dbias or None)
     """
     check(dy=(dy, "... C_out"))
     check_same_dtype(x=saved.x, dy=dy)
     expected = (*saved.x.shape[:-1], saved.weight.shape[0])
     if dy.shape != expected:
         raise ValueError(f"dy: got shape {dy.shape}, expected {expected} like y")
-    dx = check_out("dx", dx, saved.x.shape, dy.dtype) if need_dx else None
+    dx = check_out("dx", dx, saved.x.shape, dy.dtype)
     dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dy.dtype)
     if saved.has_bias:
         dbias = check_parameter_gradient("dbias", dbias, (saved.weight.shape[0],), dy.dtype)

@@ -82,13 +82,12 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         out[...] = y.reshape(out.shape)
 
 
-def backward(dy: Array, saved: LinearSaved, dx: Array | None, dweight: Array, dbias: Array | None) -> None:
+def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
     g, x = _matrix(dy), _matrix(saved.x)
-    if dx is not None:
-        target = dx.reshape(-1, dx.shape[-1]) if dx.flags.c_contiguous else np.empty_like(x)
-        product(g, _like(saved.weight, g), target, False)
-        if not np.shares_memory(target, dx):
-            dx[...] = target.reshape(dx.shape)
+    target = dx.reshape(-1, dx.shape[-1]) if dx.flags.c_contiguous else np.empty_like(x)
+    product(g, _like(saved.weight, g), target, False)
+    if not np.shares_memory(target, dx):
+        dx[...] = target.reshape(dx.shape)
     product(g.T, x, dweight, True)
     if dbias is not None:
         add_column_sums(g, dbias)

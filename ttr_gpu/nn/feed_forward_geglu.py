@@ -1,0 +1,67 @@
+"""The gated feed-forward (Shazeer 2020, *GLU variants improve Transformer*):  y = (gelu(x Wgᵀ) · x Wvᵀ) Woᵀ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ttr_kernels.common.arrays import Array
+from ttr_kernels.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
+from ttr_kernels.geglu import GegluSaved, geglu_backward, geglu_forward
+from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
+
+from ..precision import Precision
+from .dropout import DropoutKey
+from .parameter import Parameter, normal
+
+
+@dataclass(frozen=True)
+class FeedForwardSaved:
+    """What the forward keeps for the backward."""
+
+    up: LinearSaved
+    gate: GegluSaved
+    dropout: DropoutAddSaved | None
+    down: LinearSaved
+
+
+class FeedForwardGeGLU:
+    """Gate and value in one (2F, C) matrix, their GeGLU, dropout, and the way back in a (C, F) matrix."""
+
+    def __init__(
+        self, embed_dim: int, hidden_dim: int, *, dropout: float, output_scale: float, precision: Precision,
+        rng: np.random.Generator, name: str, site: int,
+    ) -> None:  # fmt: skip
+        self.dropout, self.precision, self.site = dropout, precision, site
+        master = precision.master
+        self.up = Parameter(f"{name}.up.weight", normal(rng, (2 * hidden_dim, embed_dim), embed_dim**-0.5, master))
+        down = normal(rng, (embed_dim, hidden_dim), output_scale * hidden_dim**-0.5, master)
+        self.down = Parameter(f"{name}.down.weight", down)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters, in the order of the forward."""
+        return [self.up, self.down]
+
+    def forward(self, x: Array, dropout: DropoutKey | None = None) -> tuple[Array, FeedForwardSaved]:
+        """x (total, C) -> y (total, C). Dropout only where a key is given."""
+        dtype = self.precision.compute
+        both, up = linear_forward(x, self.up.cast(dtype))
+        hidden, gate = geglu_forward(both)
+        mask = None
+        if dropout is not None and self.dropout > 0:
+            key: dict[str, Any] = {"rate": self.dropout, "seed": dropout.seed, "offset": dropout.offset(self.site)}
+            hidden, mask = dropout_add_forward(hidden, **key, out=hidden)
+        y, down = linear_forward(hidden, self.down.cast(dtype))
+        return y, FeedForwardSaved(up, gate, mask, down)
+
+    def backward(self, dy: Array, saved: FeedForwardSaved) -> Array:
+        """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""
+        dhidden, _, _ = linear_backward(dy, saved.down, dweight=self.down.gradient)
+        if saved.dropout is not None:
+            dhidden = dropout_add_backward(dhidden, saved.dropout, dx=dhidden)
+        # The gradient takes the place of what the GeGLU read: it is not needed any more.
+        dboth, _ = geglu_backward(dhidden, saved.gate, dx=saved.gate.x)
+        dx, _, _ = linear_backward(dboth, saved.up, dweight=self.up.gradient)
+        return dx

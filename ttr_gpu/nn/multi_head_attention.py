@@ -1,0 +1,122 @@
+"""Multi-head attention with rotary positions and a learned decay with age."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ttr_kernels.attention import AttentionSaved, TimeBias, attention_backward, attention_forward
+from ttr_kernels.common.arrays import Array
+from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
+from ttr_kernels.rope import RopeSaved, RopeTable, rope_backward, rope_forward
+
+from ..precision import Precision
+from .dropout import DropoutKey
+from .parameter import Parameter, normal
+from .sequences import Sequences
+
+
+@dataclass(frozen=True)
+class MultiHeadAttentionSaved:
+    """What the forward keeps for the backward."""
+
+    project: LinearSaved
+    rope: RopeSaved
+    attention: AttentionSaved
+    output: LinearSaved
+
+
+class MultiHeadAttention:
+    """Queries, keys and values in one matrix product; RoPE; attention with time bias, window and grouped heads.
+
+    The decay of head h is −rate_h · φ(Δt / tau_h) with rate_h = softplus(rate.value[h]) and
+    tau_h = time_scale · softplus(tau.value[h]), so that both stay positive whatever the optimizer does.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, *, num_kv_heads: int, window: int | None, time_bias: str,
+        time_scale: float, dropout: float, output_scale: float, precision: Precision, rng: np.random.Generator,
+        name: str, site: int,
+    ) -> None:  # fmt: skip
+        self.heads, self.kv_heads, self.dim = num_heads, num_kv_heads, embed_dim // num_heads
+        self.window, self.time_bias, self.time_scale = window, time_bias, time_scale
+        self.dropout, self.precision, self.site = dropout, precision, site
+        master = precision.master
+        rows = (num_heads + 2 * num_kv_heads) * self.dim
+        self.qkv = Parameter(f"{name}.qkv.weight", normal(rng, (rows, embed_dim), embed_dim**-0.5, master))
+        output = normal(rng, (embed_dim, num_heads * self.dim), output_scale * embed_dim**-0.5, master)
+        self.output = Parameter(f"{name}.output.weight", output)
+        self.rate: Parameter | None = None
+        self.tau: Parameter | None = None
+        if time_bias != "none":
+            # Rates from 1/2 down to 1/256 as in ALiBi (Press et al. 2022): some heads begin short-sighted, some far.
+            rates = 2.0 ** -np.linspace(1, 8, num_heads)
+            self.rate = Parameter(f"{name}.time_bias.rate", _inverse_softplus(rates).astype(master), decay=False)
+            ones = _inverse_softplus(np.ones(num_heads))
+            self.tau = Parameter(f"{name}.time_bias.tau", ones.astype(master), decay=False)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters, in the order of the forward."""
+        return [p for p in (self.qkv, self.rate, self.tau, self.output) if p is not None]
+
+    def decay(self) -> TimeBias | None:
+        """The time bias that the parameters stand for, or None."""
+        if self.rate is None or self.tau is None:
+            return None
+        scale = self.rate.value.dtype.type(self.time_scale)
+        return TimeBias(_softplus(self.rate.value), scale * _softplus(self.tau.value), self.time_bias)
+
+    def forward(
+        self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None = None
+    ) -> tuple[Array, MultiHeadAttentionSaved]:
+        """x (total, C) -> y (total, C). Dropout of attention weights only where a key is given."""
+        dtype = self.precision.compute
+        fused, project = linear_forward(x, self.qkv.cast(dtype))
+        q, k, v, rotated = self._split(fused)
+        _, turned = rope_forward(rotated, rope, out=rotated)
+        drop: dict[str, Any] = {}
+        if dropout is not None and self.dropout > 0:
+            drop = {"dropout": self.dropout, "seed": dropout.seed, "offset": dropout.offset(self.site)}
+        mixed, attended = attention_forward(
+            q, k, v, window=self.window, cu_seqlens=sequences.cu_seqlens, times=sequences.times,
+            time_bias=self.decay(), **drop,
+        )  # fmt: skip
+        y, output = linear_forward(mixed.reshape(len(x), -1), self.output.cast(dtype))
+        return y, MultiHeadAttentionSaved(project, turned, attended, output)
+
+    def backward(self, dy: Array, saved: MultiHeadAttentionSaved) -> Array:
+        """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""
+        dmixed, _, _ = linear_backward(dy, saved.output, dweight=self.output.gradient)
+        dfused = np.empty((len(dy), len(self.qkv.value)), dy.dtype)
+        dq, dk, dv, drotated = self._split(dfused)
+        _, _, _, decay = attention_backward(
+            dmixed.reshape(saved.attention.q.shape), saved.attention, dq=dq, dk=dk, dv=dv
+        )
+        if decay is not None and self.rate is not None and self.tau is not None:
+            self.rate.gradient += decay.rate * _sigmoid(self.rate.value)
+            self.tau.gradient += decay.tau * self.rate.value.dtype.type(self.time_scale) * _sigmoid(self.tau.value)
+        rope_backward(drotated, saved.rope, dx=drotated)
+        dx, _, _ = linear_backward(dfused, saved.project, dweight=self.qkv.gradient)
+        return dx
+
+    def _split(self, fused: Array) -> tuple[Array, Array, Array, Array]:
+        """Views of a fused (total, (H + 2·H_kv)·D) array: q, k, v, and q with k, which are rotated."""
+        rows = fused.reshape(len(fused), self.heads + 2 * self.kv_heads, self.dim)
+        keys_end = self.heads + self.kv_heads
+        return rows[:, : self.heads], rows[:, self.heads : keys_end], rows[:, keys_end:], rows[:, :keys_end]
+
+
+def _softplus(x: Array) -> Array:
+    y: Array = np.logaddexp(x, x.dtype.type(0))
+    return y
+
+
+def _sigmoid(x: Array) -> Array:
+    y: Array = np.exp(-np.logaddexp(-x, x.dtype.type(0)))
+    return y
+
+
+def _inverse_softplus(y: Array) -> Array:
+    return y + np.log(-np.expm1(-y))

@@ -1,0 +1,68 @@
+"""Parameters, and the flat buffers in which a model keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ttr_kernels.common.arrays import Array, DType
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A trained array and its gradient.
+
+    Attributes:
+        name: dotted, e.g. "blocks.0.attention.qkv.weight"; the name in checkpoints.
+        value: in the master dtype (float32).
+        gradient: like value; backwards add to it.
+        decay: whether the optimizer's weight decay applies (to matrices, not to gains, biases and decay rates).
+    """
+
+    name: str
+    value: Array
+    decay: bool = True
+    gradient: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gradient = np.zeros_like(self.value)
+
+    def cast(self, dtype: DType) -> Array:
+        """The value in the dtype of the computation: itself if that is the same."""
+        return self.value if self.value.dtype == dtype else self.value.astype(dtype)
+
+
+@dataclass(frozen=True)
+class FlatParameters:
+    """All values and all gradients, each in one 1-D array: what the optimizer, clipping and all-reduce work on.
+
+    [0:decay_end) holds the parameters with weight decay, the rest those without.
+    """
+
+    values: Array
+    gradients: Array
+    decay_end: int
+
+
+def flatten(parameters: Sequence[Parameter]) -> FlatParameters:
+    """Move parameters into flat buffers: afterwards `value` and `gradient` of each are views into them."""
+    ordered = [p for p in parameters if p.decay] + [p for p in parameters if not p.decay]
+    dtype: Any = ordered[0].value.dtype
+    total = sum(p.value.size for p in ordered)
+    values, gradients = np.empty(total, dtype), np.zeros(total, dtype)
+    start = 0
+    for p in ordered:
+        end = start + p.value.size
+        values[start:end] = p.value.reshape(-1)
+        gradients[start:end] = p.gradient.reshape(-1)
+        p.value = values[start:end].reshape(p.value.shape)
+        p.gradient = gradients[start:end].reshape(p.gradient.shape)
+        start = end
+    return FlatParameters(values, gradients, sum(p.value.size for p in ordered if p.decay))
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float, dtype: DType) -> Array:
+    """Initial weights: normal with mean 0, drawn in float64 so that every dtype starts from the same numbers."""
+    return (deviation * rng.standard_normal(shape)).astype(dtype)

@@ -1,0 +1,62 @@
+"""Where packed sequences begin, when each position happened, and what follows from that for every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ttr_kernels.common.arrays import Array, DType
+from ttr_kernels.rope import RopeTable, rope_cos_sin
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Packed sequences: `cu_seqlens` (N + 1,) int32 and `times` (total,) float64 in the data set's unit.
+
+    Raises ValueError where the two do not fit together.
+    """
+
+    cu_seqlens: Array
+    times: Array
+
+    def __post_init__(self) -> None:
+        if self.times.dtype != np.float64 or self.times.ndim != 1:
+            raise ValueError(
+                f"times: got shape {self.times.shape} of {self.times.dtype}, expected (total,) of float64 "
+                "(a float32 UNIX time steps by 128 s)"
+            )
+        if self.cu_seqlens.ndim != 1 or not len(self.cu_seqlens) or self.cu_seqlens[-1] != len(self.times):
+            raise ValueError(f"cu_seqlens: expected (N + 1,) from 0 to the {len(self.times)} times")
+
+    @staticmethod
+    def batch(times: Array) -> Sequences:
+        """The sequences of a (B, T) batch: B of length T."""
+        if times.ndim != 2:
+            raise ValueError(f"times: got shape {times.shape}, expected (B, T)")
+        starts = np.arange(times.shape[0] + 1, dtype=np.int32) * np.int32(times.shape[1])
+        return Sequences(starts, np.ascontiguousarray(times).reshape(-1))
+
+    @property
+    def total(self) -> int:
+        """Positions in all sequences together."""
+        return len(self.times)
+
+    def positions(self) -> Array:
+        """(total,) int64: the position of each row in its own sequence, from 0."""
+        lengths = np.diff(self.cu_seqlens)
+        return np.arange(self.total, dtype=np.int64) - np.repeat(self.cu_seqlens[:-1].astype(np.int64), lengths)
+
+    def gaps(self) -> Array:
+        """(total,) float64: time since the position before, 0 at the start of a sequence."""
+        gaps = np.diff(self.times, prepend=self.times[:1])
+        starts = self.cu_seqlens[:-1]
+        gaps[starts[starts < self.total]] = 0.0
+        return gaps
+
+    def rope(self, dim: int, base: float, dtype: DType) -> RopeTable:
+        """The rotation of every row, by its position in its own sequence."""
+        wide = np.float64 if dtype == np.float64 else np.float32
+        positions = self.positions()
+        # Sequences share their positions: angles are computed once for each.
+        table = rope_cos_sin(np.arange(positions.max(initial=0) + 1), dim, base=base, dtype=wide)
+        return RopeTable(table.cos[positions], table.sin[positions])

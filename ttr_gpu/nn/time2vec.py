@@ -1,0 +1,79 @@
+"""Time2Vec features (Kazemi et al. 2019) of timestamps and of gaps, brought to the model's width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ttr_kernels.common.arrays import Array
+from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
+from ttr_kernels.time2vec import Time2VecSaved, time2vec_backward, time2vec_forward
+
+from ..precision import Precision
+from .parameter import Parameter, normal
+from .sequences import Sequences
+
+
+@dataclass(frozen=True)
+class TimeEncodingSaved:
+    """What the forward keeps for the backward."""
+
+    features: list[Time2VecSaved]
+    project: LinearSaved
+
+
+class TimeEncoding:
+    """y = W · [time2vec(t / span), time2vec(log(1 + gap / scale))], either part or both.
+
+    Timestamps are divided by the longest span, so that one optimizer step turns a phase by at most the learning rate
+    whatever the unit; the periods begin spread evenly in log between `scale` and `span`. Gaps enter as logarithms: they
+    range over many orders of magnitude.
+    """
+
+    def __init__(
+        self, embed_dim: int, *, features: str, features_dim: int, scale: float, span: float, precision: Precision,
+        rng: np.random.Generator, name: str,
+    ) -> None:  # fmt: skip
+        self.span, self.scale, self.precision = max(span, scale), scale, precision
+        self.kinds = ["absolute", "gap"] if features == "both" else [features]
+        master = precision.master
+        self.frequency: list[Parameter] = []
+        self.phase: list[Parameter] = []
+        for kind in self.kinds:
+            if kind == "absolute":
+                longest, shortest = 1.0, self.scale / self.span
+            else:
+                longest, shortest = 2 * np.log1p(self.span / self.scale) + 1.0, 1.0
+            periods = np.geomspace(longest, shortest, features_dim - 1)
+            # Feature 0 is linear, and of order one over the range.
+            frequency = np.concatenate([[1 / longest], 2 * np.pi / periods])
+            phase = rng.uniform(-np.pi, np.pi, features_dim)
+            phase[0] = 0.0
+            self.frequency.append(Parameter(f"{name}.{kind}.frequency", frequency.astype(master), decay=False))
+            self.phase.append(Parameter(f"{name}.{kind}.phase", phase.astype(master), decay=False))
+        width = features_dim * len(self.kinds)
+        # As loud as the token embedding, whose deviation is 0.02 too.
+        self.project = Parameter(f"{name}.weight", normal(rng, (embed_dim, width), 0.02 * width**-0.5, master))
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters, in the order of the forward."""
+        return [*self.frequency, *self.phase, self.project]
+
+    def forward(self, sequences: Sequences) -> tuple[Array, TimeEncodingSaved]:
+        """-> y (total, C)."""
+        parts, saved = [], []
+        for kind, frequency, phase in zip(self.kinds, self.frequency, self.phase, strict=True):
+            t = sequences.times / self.span if kind == "absolute" else np.log1p(sequences.gaps() / self.scale)
+            part, kept = time2vec_forward(t, frequency.value, phase.value, dtype=self.precision.compute)
+            parts.append(part)
+            saved.append(kept)
+        y, project = linear_forward(np.concatenate(parts, axis=-1), self.project.cast(self.precision.compute))
+        return y, TimeEncodingSaved(saved, project)
+
+    def backward(self, dy: Array, saved: TimeEncodingSaved) -> None:
+        """Adds to the parameters' gradients; timestamps have none."""
+        dfeatures, _, _ = linear_backward(dy, saved.project, dweight=self.project.gradient)
+        parts = np.split(dfeatures, len(self.kinds), axis=-1)
+        for part, kept, frequency, phase in zip(parts, saved.features, self.frequency, self.phase, strict=True):
+            time2vec_backward(part, kept, dfrequency=frequency.gradient, dphase=phase.gradient)

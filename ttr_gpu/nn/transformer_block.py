@@ -1,0 +1,161 @@
+"""A pre-norm Transformer block (Xiong et al. 2020) over timestamped, packed sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ttr_kernels.common.arrays import Array
+from ttr_kernels.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
+from ttr_kernels.rms_norm import RmsNormSaved, rms_norm_backward, rms_norm_forward
+from ttr_kernels.rope import RopeTable
+
+from ..config import DropoutConfig
+from ..precision import Precision, precision
+from .dropout import DropoutKey
+from .feed_forward_geglu import FeedForwardGeGLU, FeedForwardSaved
+from .multi_head_attention import MultiHeadAttention, MultiHeadAttentionSaved
+from .parameter import Parameter
+from .sequences import Sequences
+
+# Dropout draws in this many places per block: attention weights, its residual, feed-forward, its residual.
+SITES = 4
+
+
+@dataclass(frozen=True)
+class TransformerBlockSaved:
+    """What the forward keeps for the backward."""
+
+    attention_norm: RmsNormSaved
+    attention: MultiHeadAttentionSaved
+    attention_residual: DropoutAddSaved | None
+    feed_forward_norm: RmsNormSaved
+    feed_forward: FeedForwardSaved
+    feed_forward_residual: DropoutAddSaved
+
+
+class TransformerBlock:
+    """h = x + dropout(attention(norm(x)));  y = h + dropout(feed_forward(norm(h))).
+
+    Args:
+        embed_dim: width C.
+        hidden_dim: width F of the gated feed-forward.
+        num_heads: query heads; num_kv_heads: key/value heads, as many by default.
+        window: sliding-window span in positions, or None.
+        rope_base: base of the rotary frequencies.
+        time_bias: "none", "linear" or "log"; time_scale: a typical gap, in the unit of the times.
+        dropout: probabilities; they apply only in forwards that are given a DropoutKey.
+        precision: "float32", "bfloat16" or "float16", or a `Precision`.
+        rng: for the initial weights; default: a generator seeded with 0.
+        residual_layers: residual branches of the whole model, which the initial weights of their ends allow for.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        window: int | None = None,
+        rope_base: float = 10000.0,
+        time_bias: str = "log",
+        time_scale: float = 1.0,
+        norm_eps: float = 1e-6,
+        dropout: DropoutConfig | None = None,
+        precision: str | Precision = "float32",
+        rng: np.random.Generator | None = None,
+        name: str = "block",
+        index: int = 0,
+        residual_layers: int = 2,
+    ) -> None:
+        rates = dropout or DropoutConfig()
+        rng = rng or np.random.default_rng(0)
+        self.precision = _precision(precision)
+        self.embed_dim, self.norm_eps, self.rope_base = embed_dim, norm_eps, rope_base
+        self.residual_dropout, self.site = rates.residual, index * SITES
+        output_scale = residual_layers**-0.5
+        ones = np.ones(embed_dim, self.precision.master)
+        self.attention_norm = Parameter(f"{name}.attention_norm.weight", ones, decay=False)
+        self.attention = MultiHeadAttention(
+            embed_dim, num_heads, num_kv_heads=num_kv_heads or num_heads, window=window, time_bias=time_bias,
+            time_scale=time_scale, dropout=rates.attention, output_scale=output_scale, precision=self.precision,
+            rng=rng, name=f"{name}.attention", site=self.site,
+        )  # fmt: skip
+        self.feed_forward_norm = Parameter(f"{name}.feed_forward_norm.weight", ones.copy(), decay=False)
+        self.feed_forward = FeedForwardGeGLU(
+            embed_dim, hidden_dim, dropout=rates.feed_forward, output_scale=output_scale, precision=self.precision,
+            rng=rng, name=f"{name}.feed_forward", site=self.site + 2,
+        )  # fmt: skip
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters, in the order of the forward."""
+        return [
+            self.attention_norm, *self.attention.parameters, self.feed_forward_norm, *self.feed_forward.parameters,
+        ]  # fmt: skip
+
+    def rope(self, sequences: Sequences) -> RopeTable:
+        """The rotation of each row; blocks of a model share one."""
+        return sequences.rope(self.attention.dim, self.rope_base, self.precision.compute)
+
+    def forward(
+        self, x: Array, sequences: Sequences, rope: RopeTable | None = None, dropout: DropoutKey | None = None
+    ) -> tuple[Array, TransformerBlockSaved]:
+        """x (..., C) whose rows are the positions of `sequences` -> (y like x, saved).
+
+        Args:
+            x: in the dtype of the precision.
+            sequences: where sequences begin and when positions happened; `Sequences.batch(times)` for x (B, T, C).
+            rope: from `rope(sequences)`; made here if not given.
+            dropout: draws masks (training); None: no dropout.
+        """
+        rows = x.reshape(-1, self.embed_dim)
+        if len(rows) != sequences.total:
+            raise ValueError(f"x: got {len(rows)} rows, expected {sequences.total} like sequences.times")
+        rope = rope or self.rope(sequences)
+        normed, attention_norm = rms_norm_forward(rows, self.attention_norm.value, eps=self.norm_eps)
+        mixed, attention = self.attention.forward(normed, sequences, rope, dropout)
+        attention_residual = None
+        if dropout is not None and self.residual_dropout > 0:
+            key: dict[str, Any] = {
+                "rate": self.residual_dropout,
+                "seed": dropout.seed,
+                "offset": dropout.offset(self.site + 1),
+            }
+            mixed, attention_residual = dropout_add_forward(mixed, **key, out=mixed)
+        normed, feed_forward_norm = rms_norm_forward(
+            mixed, self.feed_forward_norm.value, residual=rows, eps=self.norm_eps, sum_out=mixed
+        )
+        fed, feed_forward = self.feed_forward.forward(normed, dropout)
+        rate = 0.0 if dropout is None else self.residual_dropout
+        seed, offset = (0, 0) if dropout is None else (dropout.seed, dropout.offset(self.site + 3))
+        y, residual = dropout_add_forward(fed, feed_forward_norm.x, rate=rate, seed=seed, offset=offset, out=fed)
+        saved = TransformerBlockSaved(
+            attention_norm, attention, attention_residual, feed_forward_norm, feed_forward, residual
+        )
+        return y.reshape(x.shape), saved
+
+    def backward(self, dy: Array, saved: TransformerBlockSaved) -> Array:
+        """dy like y -> dx like x; adds to the parameters' gradients."""
+        rows = dy.reshape(-1, self.embed_dim)
+        dfed = rows
+        if saved.feed_forward_residual.rate > 0:
+            dfed = dropout_add_backward(rows, saved.feed_forward_residual)
+        dnormed = self.feed_forward.backward(dfed, saved.feed_forward)
+        dsum, _ = rms_norm_backward(
+            dnormed, saved.feed_forward_norm, dsum=rows, dx=dnormed, dweight=self.feed_forward_norm.gradient
+        )
+        dmixed = dsum
+        if saved.attention_residual is not None:
+            dmixed = dropout_add_backward(dsum, saved.attention_residual)
+        dnormed = self.attention.backward(dmixed, saved.attention)
+        dx, _ = rms_norm_backward(
+            dnormed, saved.attention_norm, dsum=dsum, dx=dnormed, dweight=self.attention_norm.gradient
+        )
+        return dx.reshape(dy.shape)
+
+
+def _precision(value: str | Precision) -> Precision:
+    return value if isinstance(value, Precision) else precision(value)
