@@ -1,1 +1,3 @@
-"""Time-aware Transformer models: layers, data, training, inference."""
+"""Time-aware Transformers over timestamped sequences, without a deep-learning framework."""
+
+__version__ = "0.1.0"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
 from ttr_kernels.common.arrays import Array
 
 from .config import ModelConfig

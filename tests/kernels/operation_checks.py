@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ttr_kernels.common.arrays import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ttr_kernels.common.cases import Case, Operation
 

@@ -2,6 +2,7 @@
 
 import operation_checks as checks
 import pytest
+
 from ttr_kernels.operations import OPERATIONS
 
 CASES = [

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from model_batches import packed
+
 from ttr_gpu.config import PRESETS, DropoutConfig, ModelConfig
 from ttr_gpu.model import TransformerModel
 from ttr_gpu.nn import DropoutKey

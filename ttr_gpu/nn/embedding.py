@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from ttr_kernels.common.arrays import Array
 from ttr_kernels.dropout_add import dropout_add_forward
 from ttr_kernels.embedding import EmbeddingSaved, embedding_backward, embedding_forward

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from ttr_kernels.attention import AttentionSaved, TimeBias, attention_backward, attention_forward
 from ttr_kernels.common.arrays import Array
 from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward

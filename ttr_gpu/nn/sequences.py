@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from ttr_kernels.common.arrays import Array, DType
 from ttr_kernels.rope import RopeTable, rope_cos_sin
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from ttr_kernels.common.arrays import Array
 from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
 from ttr_kernels.time2vec import Time2VecSaved, time2vec_backward, time2vec_forward

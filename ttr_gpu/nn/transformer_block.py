@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from ttr_kernels.common.arrays import Array
 from ttr_kernels.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
 from ttr_kernels.rms_norm import RmsNormSaved, rms_norm_backward, rms_norm_forward

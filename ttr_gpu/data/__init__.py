@@ -1,0 +1,1 @@
+"""From raw files to packed batches: readers, validation, tokenizer, splits, shards, batches."""

@@ -1,0 +1,290 @@
+"""Packed batches: windows of sequences laid end to end, without padding, in an order that needs no state but the step.
+
+A window of n + 1 neighbouring tokens of one sequence gives n inputs and n targets. A sequence is cut into windows of at
+most `max_length` inputs, each overlapping the next by one token, so every token but a sequence's first is a target
+exactly once per epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .dataset import Split
+
+# Tokens read from disk in one piece, and tokens held in memory and shuffled together.
+_SEGMENT, _POOL = 1 << 23, 1 << 26
+_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences (see the module's text).
+
+    Attributes:
+        tokens, targets: (total,) int32; target −1 means none.
+        times, target_times: (total,) float64, relative to the data set's origin, in its unit.
+        cu_seqlens: (N + 1,) int32: window n is positions cu_seqlens[n] .. cu_seqlens[n + 1].
+        sequence_ids: (N,) sequence of each window; starts: (N,) its first token in the split.
+        step, epoch: from 0.
+    """
+
+    tokens: np.ndarray[Any, Any]
+    times: np.ndarray[Any, Any]
+    cu_seqlens: np.ndarray[Any, Any]
+    targets: np.ndarray[Any, Any]
+    target_times: np.ndarray[Any, Any]
+    sequence_ids: np.ndarray[Any, Any]
+    starts: np.ndarray[Any, Any]
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows of a split in file order: first token (absolute), inputs, and the sequence each is cut from."""
+
+    first: np.ndarray[Any, Any]
+    length: np.ndarray[Any, Any]
+    sequence: np.ndarray[Any, Any]
+
+    @staticmethod
+    def of(split: Split, max_length: int) -> Windows:
+        """Cut every sequence."""
+        inputs = np.maximum(np.diff(split.offsets) - 1, 0)
+        counts = -(-inputs // max_length)
+        sequence = np.repeat(np.arange(split.sequences), counts)
+        number = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
+        first = split.offsets[:-1][sequence] + number * max_length
+        length = np.minimum(inputs[sequence] - number * max_length, max_length)
+        return Windows(first, length, sequence)
+
+
+class TrainingBatches:
+    """Endless training batches, read and cut in a background thread.
+
+    Args:
+        split: to train on.
+        fingerprint: of the data set; with `seed` it decides the order.
+        tokens_per_batch: windows are packed whole, in shuffled order, up to this many tokens.
+        max_length: inputs of the longest window.
+        start_step: the first step wanted: what a run resumes with.
+
+    Data larger than memory are shuffled in pools: pieces of some million tokens are permuted, and windows within the
+    pieces that are in memory together.
+    """
+
+    def __init__(
+        self, split: Split, *, fingerprint: str, tokens_per_batch: int, max_length: int, seed: int = 0,
+        start_step: int = 0, pool_tokens: int = _POOL, segment_tokens: int = _SEGMENT,
+    ) -> None:  # fmt: skip
+        check_sizes(split, tokens_per_batch, max_length)
+        self._split, self._fingerprint, self._seed = split, fingerprint, seed
+        self._budget, self._start = tokens_per_batch, start_step
+        self._windows = Windows.of(split, max_length)
+        self._pool_tokens, self._segment_tokens = pool_tokens, segment_tokens
+        self._pool: tuple[tuple[int, ...], Any, Any, Any] | None = None
+        self.steps_per_epoch = sum(len(bounds) - 1 for _, _, bounds in self._pools(0))
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(_AHEAD)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while True:
+            try:
+                item = self._queue.get(timeout=1.0)
+            except queue.Empty:
+                if not self._thread.is_alive():
+                    raise RuntimeError("the reader of batches has stopped") from None
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
+
+    def __enter__(self) -> TrainingBatches:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.01)
+
+    def _work(self) -> None:
+        try:
+            for batch in self._batches():
+                self._put(batch)
+                if self._stop.is_set():
+                    return
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def _batches(self) -> Iterator[Batch]:
+        step, epoch = 0, 0
+        while True:
+            for segments, order, bounds in self._pools(epoch):
+                batches = len(bounds) - 1
+                if step + batches <= self._start:
+                    step += batches
+                    continue
+                tokens, times, base = self._load(segments)
+                for begin, end in pairwise(bounds):
+                    if step >= self._start:
+                        chosen = order[begin:end]
+                        yield _cut(self._windows, chosen, tokens, times, base[chosen], step, epoch)
+                    step += 1
+            epoch += 1
+
+    def _pools(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Any, list[int]]]:
+        """(segments, windows in shuffled order, where batches begin) of each pool of an epoch."""
+        rng = np.random.default_rng(_entropy(self._fingerprint, self._seed, epoch))
+        edges = self._segment_edges()
+        segments = rng.permutation(len(edges) - 1)
+        per_pool = max(1, self._pool_tokens // self._segment_tokens)
+        for begin in range(0, len(segments), per_pool):
+            # In file order, so that a pool that holds all data is the same in every epoch and stays in memory.
+            chosen = tuple(sorted(int(segment) for segment in segments[begin : begin + per_pool]))
+            members = np.concatenate([np.arange(edges[s], edges[s + 1]) for s in chosen])
+            order = rng.permutation(members)
+            yield chosen, order, pack(self._windows.length[order], self._budget)
+
+    def _segment_edges(self) -> Any:
+        """Windows at which segments of about the same number of tokens begin."""
+        first = self._windows.first
+        pieces = max(1, -(-self._split.token_count // self._segment_tokens))
+        targets = np.arange(1, pieces) * self._segment_tokens
+        edges = np.concatenate([[0], np.searchsorted(first, targets), [len(first)]])
+        return np.unique(edges)
+
+    def _load(self, segments: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        """Tokens and times of segments, and where each window of theirs begins in them."""
+        if self._pool is not None and self._pool[0] == segments:
+            return self._pool[1:]
+        self._pool = None
+        edges, windows = self._segment_edges(), self._windows
+        base = np.empty(len(windows.first), np.int64)
+        tokens, times, filled = [], [], 0
+        for segment in segments:
+            members = slice(edges[segment], edges[segment + 1])
+            begin = int(windows.first[members.start])
+            last = members.stop - 1
+            end = int(windows.first[last] + windows.length[last]) + 1
+            part = self._split.read(begin, end)
+            tokens.append(part[0])
+            times.append(part[1])
+            base[members] = windows.first[members] - begin + filled
+            filled += end - begin
+        self._pool = (segments, np.concatenate(tokens), np.concatenate(times), base)
+        return self._pool[1:]
+
+
+def evaluation_batches(
+    split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None, limit_tokens: int | None = None
+) -> Iterator[Batch]:
+    """Every predictable token of a split exactly once, in file order.
+
+    Args:
+        stride: windows advance by this many positions, and only positions that no earlier window scored have a target:
+            every token then has at least max_length − stride tokens of its past (where there are so many). Default:
+            max_length, windows side by side.
+        limit_tokens: stop after about so many targets.
+    """
+    check_sizes(split, tokens_per_batch, max_length, whole_batch=False)
+    stride = stride or max_length
+    windows = Windows.of(split, stride)
+    starts = split.offsets[windows.sequence]
+    # Reach back for context; what an earlier window has scored keeps no target.
+    context = np.minimum(windows.first - starts, max_length - stride)
+    reached = Windows(windows.first - context, windows.length + context, windows.sequence)
+    bounds = pack(reached.length, tokens_per_batch)
+    done = 0
+    for step, (begin, end) in enumerate(pairwise(bounds)):
+        chosen = np.arange(begin, end)
+        low = int(reached.first[begin:end].min())
+        high = int((reached.first[begin:end] + reached.length[begin:end]).max()) + 1
+        tokens, times = split.read(low, high)
+        batch = _cut(reached, chosen, tokens, times, reached.first[chosen] - low, step, 0)
+        if stride < max_length:
+            position = np.arange(len(batch.targets)) - np.repeat(batch.cu_seqlens[:-1], reached.length[chosen])
+            batch.targets[position < np.repeat(context[chosen], reached.length[chosen])] = -1
+        yield batch
+        done += int(windows.length[begin:end].sum())
+        if limit_tokens is not None and done >= limit_tokens:
+            return
+
+
+def check_sizes(split: Split, tokens_per_batch: int, max_length: int, whole_batch: bool = True) -> None:
+    """UserError if a window does not fit a batch, or the data do not fill one."""
+    if max_length < 1:
+        raise UserError(f"train.max_length: got {max_length}, expected at least 1")
+    if tokens_per_batch < max_length:
+        raise UserError(
+            f"train.tokens_per_batch: got {tokens_per_batch}, expected at least train.max_length ({max_length}); "
+            f"try --set train.max_length={tokens_per_batch}"
+        )
+    targets = split.token_count - split.sequences
+    if targets < 1:
+        raise UserError(f"{split.path}: split {split.name} has no sequence of two tokens; nothing can be predicted")
+    if whole_batch and targets < tokens_per_batch:
+        raise UserError(
+            f"train.tokens_per_batch: a batch of {tokens_per_batch} tokens is larger than the data: split {split.name} "
+            f"of {split.path} has {targets} targets; try --set train.tokens_per_batch={max(1, targets // 4)} "
+            f"--set train.max_length={min(max_length, max(1, targets // 4))}"
+        )
+
+
+def pack(lengths: Any, budget: int) -> list[int]:
+    """Where batches begin when windows of these lengths are laid end to end, as many as fit `budget`, in order."""
+    ends = np.cumsum(lengths)
+    bounds, used = [0], 0
+    while bounds[-1] < len(lengths):
+        last = int(np.searchsorted(ends, used + budget, "right"))
+        bounds.append(last)
+        used = int(ends[last - 1])
+    return bounds
+
+
+def _cut(windows: Windows, chosen: Any, tokens: Any, times: Any, base: Any, step: int, epoch: int) -> Batch:
+    """The batch of the chosen windows, which begin at `base` in `tokens`."""
+    lengths = windows.length[chosen]
+    ends = np.cumsum(lengths)
+    index = np.repeat(base - (ends - lengths), lengths) + np.arange(int(ends[-1]))
+    sequence = windows.sequence[chosen]
+    return Batch(
+        tokens=tokens[index], times=times[index], cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
+        targets=tokens[index + 1], target_times=times[index + 1], sequence_ids=sequence, starts=windows.first[chosen],
+        step=step, epoch=epoch,
+    )  # fmt: skip
+
+
+def _entropy(fingerprint: str, seed: int, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{fingerprint}:{seed}:{epoch}".encode()).digest()[:16], "little")

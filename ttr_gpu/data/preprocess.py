@@ -1,0 +1,137 @@
+"""Raw files to `data.zarr`: read, check, group, split, write; each pass bounded in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import UserError
+from .events import EventReader, Say, check_order, require_events, write_events
+from .guess import Layout, guess_layout
+from .options import PreprocessOptions
+from .rejects import Rejects
+from .shards import SplitWriter, finish_dataset, partial_folder
+from .sources import Source
+from .splits import SPLITS, parse_fractions
+from .texts import TextReader, assign_splits, make_tokenizer, write_texts
+from .timestamps import TimestampParser, unit_seconds
+
+
+@dataclass(frozen=True)
+class PreprocessResult:
+    """What was written."""
+
+    path: Path
+    attributes: dict[str, Any]
+    rejected: int
+    rejects_path: Path | None
+
+
+def preprocess(options: PreprocessOptions, say: Say) -> PreprocessResult:
+    """Make a data set. `say` receives lines about what was guessed and found.
+
+    Raises UserError for bad input; whatever happens, no partial data set is left behind.
+    """
+    _check_options(options)
+    unit = unit_seconds(options.time_unit)
+    parser = TimestampParser(unit, options.assume_utc)
+    rejects_path = options.output.with_name(f"{options.output.name}.rejects.jsonl") if options.skip_errors else None
+    with ExitStack() as stack:
+        inputs = _open_inputs(options, stack)
+        folder = stack.enter_context(partial_folder(options.output, options.overwrite))
+        spool_folder = folder / "spool"
+        spool_folder.mkdir()
+        rejects = Rejects(rejects_path)
+        stack.callback(rejects.close)
+        kind = inputs[0][1].kind
+        make = EventReader if kind == "events" else TextReader
+        reader: Any = make(options, parser, rejects, spool_folder)
+        for source, layout, split in inputs:
+            say(f"{source.name}: {layout}")
+            reader.read(source, layout, split, say)
+        import zarr
+
+        root = zarr.create_group(folder, zarr_format=3)
+        write = _write_events if kind == "events" else _write_texts
+        attributes, vocabulary, writers = write(reader, root, folder, unit)
+        shutil.rmtree(spool_folder)
+        attributes["created_by"] = f"ttr-gpu {__version__}"
+        attributes["rejected"] = rejects.count
+        finish_dataset(folder, root, writers, attributes, vocabulary)
+        result = dict(root.attrs)
+    return PreprocessResult(options.output, result, rejects.count, rejects_path if rejects.count else None)
+
+
+def _write_events(
+    reader: EventReader, root: Any, folder: Path, unit: float
+) -> tuple[dict[str, Any], str, list[SplitWriter]]:
+    grouped = reader.spool.grouped(len(reader.sequences))
+    good = check_order(reader, grouped)
+    require_events(reader, good)
+    names, tokens = reader.vocabulary()
+    starts = np.asarray(grouped.offsets[:-1])[good]
+    # Each sequence is in order: the earliest time is the earliest first event.
+    origin = float(min(grouped.times[start] for start in starts))
+    writers = [SplitWriter(root, name, len(names), origin) for name in SPLITS]
+    write_events(reader, grouped, good, tokens, writers)
+    attributes = {
+        "kind": "events", "vocabulary": names, "vocabulary_size": len(names), "time_unit_seconds": unit,
+        "origin": origin, "terminators_appended": 0,
+    }  # fmt: skip
+    return attributes, json.dumps(names), writers
+
+
+def _write_texts(
+    reader: TextReader, root: Any, folder: Path, unit: float
+) -> tuple[dict[str, Any], str, list[SplitWriter]]:
+    reader.spool.finish()
+    if not len(reader.spool):
+        raise UserError(f"{', '.join(reader.sources)}: no documents; expected at least one")
+    split = assign_splits(reader)
+    tokenizer = make_tokenizer(reader, split)
+    origin = float(reader.spool.times.min()) if reader.timed else 0.0
+    writers = [SplitWriter(root, name, tokenizer.vocabulary_size, origin) for name in SPLITS]
+    write_texts(reader, split, tokenizer, writers, unit)
+    reader.spool.close()
+    tokenizer.save(folder / "tokenizer.json")
+    attributes = {
+        "kind": "text", "tokenizer": "tokenizer.json", "vocabulary_size": tokenizer.vocabulary_size,
+        "time_unit_seconds": unit if reader.timed else None, "origin": origin,
+        "terminators_appended": reader.terminators_appended,
+    }  # fmt: skip
+    return attributes, (folder / "tokenizer.json").read_text(), writers
+
+
+def _open_inputs(options: PreprocessOptions, stack: ExitStack) -> list[tuple[Source, Layout, int | None]]:
+    files = [(path, 0 if options.split.given and not options.columns.split else None) for path in options.inputs]
+    files += [(path, 1) for path in options.validation] + [(path, 2) for path in options.test]
+    opened = []
+    for path, split in files:
+        source = Source(path)
+        stack.callback(source.close)
+        opened.append((source, guess_layout(source, options.kind, options.header), split))
+    kinds = {layout.kind for _, layout, _ in opened}
+    if len(kinds) > 1:
+        shown = ", ".join(f"{source.name} {layout.kind}" for source, layout, _ in opened)
+        raise UserError(f"inputs of different kinds ({shown}); expected one kind: say which with --kind")
+    return opened
+
+
+def _check_options(options: PreprocessOptions) -> None:
+    """Options that cannot go together, before anything is read."""
+    parse_fractions(options.split.fractions)
+    if options.inputs.count("-") > 1:
+        raise UserError("INPUT: standard input ('-') was given twice")
+    if options.split.times is not None and options.split.given:
+        raise UserError("--split-time: cannot be combined with --validation, --test or --split-column")
+    if options.segment is not None and options.segment < 2:
+        raise UserError(f"--segment: got {options.segment}, expected at least 2")
+    if any(b <= a for a, b in zip(options.type_bins, options.type_bins[1:], strict=False)):
+        raise UserError(f"--type-bins: got {options.type_bins}, expected ascending numbers")

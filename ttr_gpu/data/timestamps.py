@@ -1,0 +1,82 @@
+"""Timestamps: numbers in a stated unit, or ISO 8601 in UTC, to float64 in that unit (since 1970-01-01 for dates)."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ..errors import UserError
+
+UNITS = {
+    "nanoseconds": 1e-9, "microseconds": 1e-6, "milliseconds": 1e-3, "seconds": 1.0, "minutes": 60.0, "hours": 3600.0,
+    "days": 86400.0, "weeks": 604800.0,
+}  # fmt: skip
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def unit_seconds(unit: str) -> float:
+    """Seconds in a unit: a name of UNITS, or a positive number of seconds as text."""
+    if unit in UNITS:
+        return UNITS[unit]
+    try:
+        seconds = float(unit)
+    except ValueError:
+        seconds = math.nan
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise UserError(f"--time-unit: got {unit!r}, expected {', '.join(UNITS)} or a number of seconds")
+    return seconds
+
+
+class TimestampParser:
+    """Parses the timestamps of one data set.
+
+    Args:
+        unit: of numbers, in seconds; dates are converted to it.
+        assume_utc: read dates without a zone as UTC; otherwise they are refused.
+    """
+
+    def __init__(self, unit: float = 1.0, assume_utc: bool = False) -> None:
+        self.unit, self.assume_utc = unit, assume_utc
+
+    def parse(self, value: Any) -> float:
+        """A finite float64; ValueError saying what was got and what was expected."""
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(f"time: got {_shown(value)}; expected a number or an ISO 8601 date")
+        try:
+            time = float(value)
+        except ValueError:
+            return self._date(str(value))
+        except OverflowError:
+            time = math.inf
+        if not math.isfinite(time):
+            raise ValueError(f"time: got {_shown(value)}; expected a finite number")
+        return time
+
+    def _date(self, text: str) -> float:
+        try:
+            date = datetime.fromisoformat(text.strip())
+        except ValueError:
+            raise ValueError(f"time: got {_shown(text)}; expected a number or an ISO 8601 date") from None
+        if date.tzinfo is None:
+            if not self.assume_utc:
+                raise ValueError(
+                    f"time: got {_shown(text)}, a date without a zone; expected one such as "
+                    "2024-05-01T12:00:00Z, or the option --assume-utc"
+                )
+            date = date.replace(tzinfo=UTC)
+        seconds = (date - _EPOCH) / timedelta(microseconds=1) / 1e6
+        return seconds if self.unit == 1.0 else seconds / self.unit
+
+
+def date_text(time: float, unit: float, form: str = "%Y-%m-%d %H:%M:%S") -> str | None:
+    """A time (in `unit` seconds since 1970) as a UTC date; None where it is outside the calendar."""
+    try:
+        return (_EPOCH + timedelta(seconds=time * unit)).strftime(form)
+    except (OverflowError, ValueError):
+        return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
