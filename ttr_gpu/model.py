@@ -23,10 +23,21 @@ from .precision import precision
 class PackedTokens(Protocol):
     """What the model reads of a batch (ttr_gpu.data.batches.Batch has it)."""
 
-    tokens: Array  # (total,) int32
-    times: Array  # (total,) float64
-    cu_seqlens: Array  # (N + 1,) int32
-    targets: Array  # (total,) int32, −1 for none
+    @property
+    def tokens(self) -> Array:
+        """(total,) int32."""
+
+    @property
+    def times(self) -> Array:
+        """(total,) float64."""
+
+    @property
+    def cu_seqlens(self) -> Array:
+        """(N + 1,) int32, where sequences begin."""
+
+    @property
+    def targets(self) -> Array:
+        """(total,) int32, −1 for none."""
 
 
 @dataclass(frozen=True)

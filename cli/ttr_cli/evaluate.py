@@ -1,0 +1,59 @@
+"""`ttr-gpu eval`: a trained model on a split of a data set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command(name="eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option(
+    "--stride", type=click.IntRange(min=1), help="Advance windows by so many positions: more context, slower."
+)
+@click.option("--max-length", type=click.IntRange(min=1), help="Positions of a window; default: as in training.")
+@click.option("--last", is_flag=True, help="The last checkpoint of the run, not the best on validation.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of kernels and matrix products; default: all cores."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, threads: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Evaluate RUN (a run folder or a checkpoint) on DATA, beside the floors that a model must beat."""
+    from ttr_gpu.data.dataset import open_dataset
+    from ttr_gpu.errors import UserError
+    from ttr_gpu.infer.evaluation import evaluate_split
+    from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
+    from ttr_gpu.train.run import compare, describe, floors
+    from ttr_gpu.train.trainer import check_same_data
+    from ttr_kernels.common.parallel import limit_blas, set_threads
+
+    if threads is not None:
+        set_threads(threads)
+    limit_blas()
+    checkpoint = open_checkpoint(find_checkpoint(run, best=not last))
+    dataset = open_dataset(data)
+    check_same_data(checkpoint, describe(dataset), data)
+    part = dataset.split(split)
+    train = checkpoint.config.train
+    length = max_length or train.max_length
+    if stride is not None and stride > length:
+        raise UserError(f"--stride: got {stride}, expected at most the length of a window, {length}")
+    result = evaluate_split(
+        checkpoint.load_model(), part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride
+    )
+    beside = floors(dataset, split)
+    if as_json:
+        described = {"checkpoint": str(checkpoint.path), "data": str(data), **asdict(result)}
+        click.echo(json.dumps({**described, "floors": [asdict(floor) for floor in beside]}, indent=2))
+        return
+    click.echo(f"{checkpoint.path} on {data}")
+    for line in compare(result, beside):
+        click.echo(line)

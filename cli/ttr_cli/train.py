@@ -1,0 +1,50 @@
+"""`ttr-gpu train`: a data set to a trained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--preset", default="tiny", show_default=True, help="Size of the model: nano, tiny, small or gpt2.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML file with [model] and [train].")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Such as train.lr=0.001; may be repeated."
+)
+@click.option("--name", help="Name of the run; default: that of the data, and the time.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+@click.option("--resume", metavar="RUN", help="Go on with a run (its folder, a checkpoint, or 'auto': the latest).")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of kernels and matrix products; default: all cores."
+)
+@click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
+def train(
+    data: Path, preset: str, config: Path | None, assignments: tuple[str, ...], name: str | None, out: Path,
+    resume: str | None, device: str, threads: int | None, log_every: int,
+) -> None:  # fmt: skip
+    """Train a model on DATA, a data set made by `ttr-gpu preprocess`.
+
+    Prints the plan, a line per step, and at the end the test result beside a simple method's. Ctrl-C saves a checkpoint
+    and says how to go on. Every key of --set with its default: `ttr-gpu info --keys`.
+    """
+    from ttr_gpu.train.run import RunOptions
+    from ttr_gpu.train.run import train as run
+    from ttr_gpu.train.trainer import TrainingDiverged
+    from ttr_kernels.common.parallel import limit_blas, set_threads
+
+    if threads is not None:
+        set_threads(threads)
+    limit_blas()
+    options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every)
+    try:
+        outcome = run(options, click.echo)
+    except TrainingDiverged as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    if outcome.signal_number is not None:
+        sys.exit(128 + outcome.signal_number)

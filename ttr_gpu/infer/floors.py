@@ -1,0 +1,120 @@
+"""What a model must beat to have learned something: n-grams for events, bzip2 for text."""
+
+from __future__ import annotations
+
+import bz2
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.dataset import Dataset, Split
+
+# Sizes beyond which a floor is taken on a part: it is a yardstick, not the purpose.
+_MOST_EVENTS, _MOST_TEXT = 1 << 22, 1 << 25
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A simple method's result on the same split.
+
+    Attributes:
+        value: in `unit`, "nats" or "bits per byte".
+    """
+
+    name: str
+    value: float
+    unit: str
+    accuracy: float | None = None
+
+
+def event_floors(train: Split, test: Split, vocabulary: int, orders: int = 3) -> list[Floor]:
+    """Witten–Bell n-grams (Witten & Bell 1991, method C, with back-off by interpolation) of order 0 .. `orders`.
+
+    Order n predicts a type from the n types before it; a sequence's first event is not scored. Orders whose contexts do
+    not fit 64 bits are left out.
+    """
+    fits = max(k for k in range(orders + 1) if vocabulary ** (k + 1) < 2**62)
+    trained, train_position = _events(train)
+    tested, test_position = _events(test)
+    scored = test_position > 0
+    # P(w) of order −1 is uniform.
+    probability = np.full((len(tested), vocabulary), 1.0 / vocabulary) if vocabulary <= 256 else None
+    own = np.full(len(tested), 1.0 / vocabulary)
+    floors = []
+    for order in range(fits + 1):
+        context, valid = _contexts(trained, train_position, order, vocabulary)
+        wanted, has = _contexts(tested, test_position, order, vocabulary)
+        counts = _Counts(context[valid], trained[valid])
+        own = np.where(has, counts.interpolate(wanted, tested, own), own)
+        accuracy = None
+        if probability is not None:
+            for kind in range(vocabulary):
+                kinds = np.full(len(tested), kind)
+                better = counts.interpolate(wanted, kinds, probability[:, kind])
+                probability[:, kind] = np.where(has, better, probability[:, kind])
+            accuracy = float((probability.argmax(axis=1) == tested)[scored].mean())
+        floors.append(Floor(f"{order + 1}-gram", float(-np.log(own[scored]).mean()), "nats", accuracy))
+    return floors
+
+
+def text_floors(dataset: Dataset) -> list[Floor]:
+    """bzip2 -9 of all documents, one a line: it learns as it reads, so it sees everything before what it predicts."""
+    tokenizer = dataset.tokenizer()
+    parts: list[bytes] = []
+    size = 0
+    for name in dataset.splits:
+        split = dataset.split(name)
+        for begin in range(0, split.token_count, 1 << 20):
+            tokens, _ = split.read(begin, min(begin + (1 << 20), split.token_count))
+            pieces = np.split(tokens, np.flatnonzero(tokens == tokenizer.end) + 1)
+            # The tokenizer drops special tokens; each document becomes a line.
+            text = "".join(
+                tokenizer.decode(piece) + ("\n" if len(piece) and piece[-1] == tokenizer.end else "")
+                for piece in pieces
+            )
+            parts.append(text.encode())
+            size += len(parts[-1])
+            if size >= _MOST_TEXT:
+                break
+    text_bytes = b"".join(parts)[:_MOST_TEXT]
+    bits = 8.0 * len(bz2.compress(text_bytes, 9)) / max(1, len(text_bytes))
+    return [Floor("bzip2", bits, "bits per byte")]
+
+
+class _Counts:
+    """How often each token followed each context."""
+
+    def __init__(self, contexts: Any, tokens: Any) -> None:
+        self.contexts, inverse = np.unique(contexts, return_inverse=True)
+        self.width = int(tokens.max(initial=0)) + 1
+        pairs, self.pair_counts = np.unique(inverse * self.width + tokens, return_counts=True)
+        self.pairs = pairs
+        self.totals = np.bincount(inverse, minlength=len(self.contexts))
+        self.distinct = np.bincount(pairs // self.width, minlength=len(self.contexts))
+
+    def interpolate(self, contexts: Any, tokens: Any, lower: Any) -> Any:
+        """(c(h w) + T(h) P_lower(w)) / (c(h) + T(h)); P_lower where the context was never seen."""
+        index = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
+        seen = self.contexts[index] == contexts
+        key = index * self.width + tokens
+        at = np.minimum(np.searchsorted(self.pairs, key), len(self.pairs) - 1)
+        count = np.where((self.pairs[at] == key) & (tokens < self.width), self.pair_counts[at], 0)
+        distinct, total = self.distinct[index], self.totals[index]
+        return np.where(seen, (count + distinct * lower) / (total + distinct), lower)
+
+
+def _events(split: Split) -> tuple[Any, Any]:
+    """Tokens and the position of each in its sequence."""
+    count = min(split.token_count, _MOST_EVENTS)
+    tokens, _ = split.read(0, count)
+    starts = split.offsets[np.searchsorted(split.offsets, np.arange(count), "right") - 1]
+    return tokens.astype(np.int64), np.arange(count) - starts
+
+
+def _contexts(tokens: Any, position: Any, order: int, vocabulary: int) -> tuple[Any, Any]:
+    """The `order` tokens before each as one number, and where there are so many."""
+    key = np.zeros(len(tokens), np.int64)
+    for back in range(1, order + 1):
+        key[back:] += tokens[:-back] * vocabulary ** (back - 1)
+    return key, position >= order

@@ -1,0 +1,1 @@
+"""Training: configuration, optimizer, the loop, checkpoints, and what a run leaves behind."""

@@ -1,0 +1,150 @@
+"""Checkpoints: a folder of safetensors and JSON that exists only when it is complete. Nothing is ever unpickled.
+
+step-00001000/  model.safetensors  optimizer.safetensors  config.json  state.json  DONE (checksums of the others)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.shards import sha256
+from ..data.spool import free_space_error
+from ..errors import UserError
+from ..model import TransformerModel
+from .config import RunConfig
+from .optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk, its checksums verified.
+
+    Attributes:
+        config: of the run; `data` says what it was trained on; `state` where it stood.
+    """
+
+    path: Path
+    config: RunConfig
+    data: dict[str, Any]
+    state: dict[str, Any]
+
+    def load_model(self) -> TransformerModel:
+        """The model with this checkpoint's weights."""
+        model = TransformerModel(self.config.model, seed=self.config.train.seed)
+        self.restore(model)
+        return model
+
+    def restore(self, model: TransformerModel, optimizer: Optimizer | None = None) -> None:
+        """Copy weights (and moments) into a model of the same configuration."""
+        _read_into(self.path / "model.safetensors", {p.name: p.value for p in model.parameters})
+        if optimizer is not None:
+            _read_into(self.path / "optimizer.safetensors", optimizer.state())
+
+
+def save_checkpoint(
+    folder: Path, config: RunConfig, data: dict[str, Any], state: dict[str, Any], optimizer: Optimizer
+) -> Path:
+    """Write `folder/step-XXXXXXXX`: to a temporary name, synced, renamed. Returns its path.
+
+    Raises UserError if it cannot be written (a full disk); nothing is then left of it.
+    """
+    from safetensors.numpy import save_file
+
+    final = folder / f"step-{state['step']:08d}"
+    temporary = folder / f".{final.name}.partial-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True)
+        # safetensors writes wrong data for arrays that are not C-contiguous.
+        weights = {p.name: np.ascontiguousarray(p.value) for p in optimizer.model.parameters}
+        save_file(weights, temporary / "model.safetensors")
+        save_file(
+            {name: np.ascontiguousarray(a) for name, a in optimizer.state().items()},
+            temporary / "optimizer.safetensors",
+        )
+        described = {"format": "ttr-gpu-checkpoint", "format_version": 1, **config.model_dump(), "data": data}
+        (temporary / "config.json").write_text(json.dumps(described, indent=2))
+        (temporary / "state.json").write_text(json.dumps(state, indent=2))
+        checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / "DONE").write_text(json.dumps(checksums, indent=2))
+        for path in [*temporary.iterdir(), temporary]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "safetensors":
+            raise
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise UserError(f"checkpoint not saved: {free_space_error(cause, folder)}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def find_checkpoint(path: Path, best: bool = False) -> Path:
+    """The checkpoint meant by a path: itself, or the last (or best) one of a run folder.
+
+    Raises UserError where there is none.
+    """
+    if (path / "DONE").is_file():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    there = sorted(p for p in folder.glob("step-*") if (p / "DONE").is_file()) if folder.is_dir() else []
+    if not there:
+        raise UserError(f"{path}: holds no checkpoint; expected a run folder or its checkpoints/step-XXXXXXXX")
+    if best:
+        step = json.loads((there[-1] / "state.json").read_text()).get("best_step")
+        there = [p for p in there if p.name == f"step-{step or 0:08d}"] or there
+    return there[-1]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint and verify every checksum.
+
+    Raises UserError for a file that is missing or damaged, or a format this release does not read.
+    """
+    try:
+        checksums = json.loads((path / "DONE").read_text())
+        for name, expected in checksums.items():
+            if not (path / name).is_file() or sha256(path / name) != expected:
+                raise UserError(f"{path / name}: is missing or damaged (wrong checksum); use another checkpoint")
+        described = json.loads((path / "config.json").read_text())
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; use another checkpoint") from None
+    if described.get("format") != "ttr-gpu-checkpoint" or described.get("format_version") != 1:
+        raise UserError(f"{path}: has format version {described.get('format_version')}, this release reads 1")
+    config = RunConfig.model_validate({"model": described["model"], "train": described["train"]})
+    return Checkpoint(path, config, described["data"], state)
+
+
+def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
+    """Remove all but the newest checkpoints and the best one."""
+    there = sorted(p for p in folder.glob("step-*") if (p / "DONE").is_file())
+    for path in there[:-keep_last]:
+        if best_step is None or path.name != f"step-{best_step:08d}":
+            # Without its DONE a half-removed checkpoint cannot be taken for a whole one.
+            (path / "DONE").unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_into(path: Path, targets: dict[str, np.ndarray[Any, Any]]) -> None:
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    if set(arrays) != set(targets):
+        name = min(set(arrays) ^ set(targets))
+        raise UserError(f"{path}: {name!r} is only in {'the file' if name in arrays else 'the model'}; another model?")
+    for name, target in targets.items():
+        if arrays[name].shape != target.shape:
+            raise UserError(f"{path}: {name} has shape {arrays[name].shape}, expected {target.shape}")
+        target[...] = arrays[name]

@@ -1,0 +1,161 @@
+"""The configuration of a run: model and training, from defaults, data set, preset, file and --set, in that order."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..config import PRESETS, ModelConfig
+from ..errors import UserError
+
+
+class TrainConfig(BaseModel):
+    """How a model is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: float = Field(default=10.0, gt=0, description="passes over the training split")
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; overrides epochs")
+    tokens_per_batch: int = Field(default=2048, ge=1, description="packed tokens of a batch")
+    max_length: int = Field(default=256, ge=1, description="longest window cut from a sequence")
+    accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
+    lr: float | None = Field(default=None, gt=0, description="peak learning rate; default 1e-3 sqrt(256/C), <= 2e-3")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="last learning rate over peak")
+    warmup_steps: int | None = Field(default=None, ge=0, description="default: a twentieth of all steps")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0, description="of matrices, not of gains, biases and decay rates")
+    clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    z_loss: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of weights, order of data, and dropout")
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="steps; default: once per epoch, at least 10 times"
+    )
+    evaluate_tokens: int = Field(default=500_000, ge=1, description="validation tokens looked at each time, at most")
+    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; default: with each evaluation")
+    keep_last: int = Field(default=2, ge=1, description="checkpoints kept, beside the best one")
+    patience: int = Field(default=5, ge=0, description="evaluations without improvement before stopping; 0: never")
+
+
+class RunConfig(BaseModel):
+    """Everything a run is made of but its data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @model_validator(mode="after")
+    def _float32(self) -> RunConfig:
+        if self.model.precision != "float32":
+            raise ValueError(
+                f"model.precision: got {self.model.precision!r}, expected 'float32': this release trains in float32 "
+                "(layers and kernels run forward and backward in all three)"
+            )
+        return self
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate, with the default resolved: wider models want smaller steps."""
+        return self.train.lr or min(2e-3, 1e-3 * (256 / self.model.embed_dim) ** 0.5)
+
+
+# Small models meet small data, and overfit them without dropout.
+_DROPOUT = {"attention": 0.1, "feed_forward": 0.1, "residual": 0.1}
+_PRESET_DROPOUT = {"nano": _DROPOUT, "tiny": _DROPOUT}
+
+
+def resolve_config(from_data: dict[str, Any], preset: str, file: Path | None, assignments: list[str]) -> RunConfig:
+    """Later ones win: what the data set says, the preset, the TOML file, `--set key=value`.
+
+    Raises UserError for an unknown preset or key (with the nearest one), a value of the wrong type, a broken file.
+    """
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"--preset: got {preset!r}, expected one of {', '.join(PRESETS)}{hint}")
+    merged: dict[str, Any] = {"model": {**from_data, **PRESETS[preset]}, "train": {}}
+    if preset in _PRESET_DROPOUT:
+        merged["model"]["dropout"] = dict(_PRESET_DROPOUT[preset])
+    if file is not None:
+        _merge(merged, _read_toml(file), f"{file}")
+    return override(merged, assignments)
+
+
+def override(merged: dict[str, Any], assignments: list[str]) -> RunConfig:
+    """A configuration as nested dictionaries, changed by `key=value` assignments and validated."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set: got {assignment!r}, expected key=value, such as train.lr=0.001")
+        nested: Any = _value(text)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        _merge(merged, nested, "--set")
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_readable(error)) from None
+
+
+def config_keys() -> list[str]:
+    """All keys that --set knows, dotted."""
+    return list(_keys(RunConfig, ""))
+
+
+def _keys(model: type[BaseModel], prefix: str) -> list[str]:
+    keys = []
+    for name, info in model.model_fields.items():
+        nested = info.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += _keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _merge(target: dict[str, Any], changes: dict[str, Any], origin: str, prefix: str = "") -> None:
+    known = config_keys()
+    for name, value in changes.items():
+        key = prefix + name
+        if isinstance(value, dict) and any(k.startswith(f"{key}.") for k in known):
+            _merge(target.setdefault(name, {}), value, origin, f"{key}.")
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.endswith(f".{key}")]
+            hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(known)}"
+            raise UserError(f"{origin}: unknown key {key!r}; {hint}")
+        target[name] = value
+
+
+def _value(text: str) -> Any:
+    """A TOML value; anything that is none is a string, so that quotes may be left out."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if text.strip() in ("none", "None", "null") else text.strip()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise UserError(f"--config: {path}: no such file") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path}: {error}") from None
+
+
+def _readable(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}: got {first['input']!r}; {message.replace('input should be', 'expected')}"

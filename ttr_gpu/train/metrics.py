@@ -1,0 +1,93 @@
+"""What a run says while it runs: one dense line per step, `metrics.jsonl`, and `log.txt`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Figures of one optimizer step; rates are those of this step alone."""
+
+    step: int
+    loss: float
+    lr: float
+    gradient_norm: float
+    tokens: int
+    seconds: float
+    flops: float
+    memory: int
+
+
+class RunLog:
+    """Writes to the console, `log.txt` and `metrics.jsonl`; files are appended to, so that a resumed run goes on.
+
+    Args:
+        folder: of the run.
+        total: steps of the whole run.
+        peak: measured floating-point operations per second of this machine's matrix product.
+        echo: prints a line.
+        every: a line for each so many steps.
+    """
+
+    def __init__(self, folder: Path, total: int, peak: float, echo: Callable[[str], None], every: int) -> None:
+        self.total, self.peak, self.every = total, peak, every
+        self._echo = echo
+        self._metrics: IO[str] = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._log: IO[str] = (folder / "log.txt").open("a", encoding="utf-8")
+        self._pace: float | None = None
+
+    def line(self, text: str) -> None:
+        """Print and keep a line."""
+        self._echo(text)
+        self._log.write(text + "\n")
+        self._log.flush()
+
+    def record(self, kind: str, **values: object) -> None:
+        """Append one record to metrics.jsonl."""
+        self._metrics.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+        self._metrics.flush()
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Record a step and, every so many steps, print its line."""
+        self.record("step", **asdict(metrics))
+        seconds = metrics.seconds
+        # A running mean: the estimate of the end should not jump with every step.
+        self._pace = seconds if self._pace is None else 0.95 * self._pace + 0.05 * seconds
+        if metrics.step % self.every and metrics.step not in (1, self.total):
+            return
+        width = len(str(self.total))
+        self.line(
+            f"step {metrics.step:>{width}}/{self.total}  loss {metrics.loss:7.4f}  lr {metrics.lr:.2e}  "
+            f"norm {metrics.gradient_norm:6.3f}  {metrics.tokens / seconds:>9,.0f} tok/s  "
+            f"{100 * metrics.flops / seconds / self.peak:3.0f} % peak  {metrics.memory / 2**30:.2f} GiB  "
+            f"ETA {duration((self.total - metrics.step) * self._pace)}"
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._log.close()
+
+
+def duration(seconds: float) -> str:
+    """ "0:42", "12:05" or "3:04:05"."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def read_metrics(folder: Path) -> list[dict[str, object]]:
+    """All records of a run's metrics.jsonl; a last line cut short by a crash is left out."""
+    records = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

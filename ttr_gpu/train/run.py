@@ -1,0 +1,223 @@
+"""A run from its options to its summary: folder, configuration, training, test, plot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.dataset import Dataset, open_dataset
+from ..errors import UserError
+from ..infer.evaluation import Evaluation
+from ..infer.floors import Floor, event_floors, text_floors
+from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from .config import RunConfig, override, resolve_config
+from .memory import keep_freed_memory
+from .metrics import duration
+from .plot import plot_run
+from .trainer import Outcome, Trainer, check_same_data
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `ttr-gpu train` is told."""
+
+    data: Path
+    preset: str = "tiny"
+    config: Path | None = None
+    assignments: tuple[str, ...] = ()
+    out: Path = Path("runs")
+    name: str | None = None
+    resume: str | None = None
+    device: str = "auto"
+    log_every: int = 1
+
+
+def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
+    """Train, test the best checkpoint beside its floor, draw the plot, and say where everything is.
+
+    Raises UserError for bad input, TrainingDiverged for a loss that is not finite.
+    """
+    device = choose_device(options.device)
+    keep_freed_memory()
+    dataset = open_dataset(options.data)
+    described = describe(dataset)
+    checkpoint = _resumed(options, dataset) if options.resume else None
+    if checkpoint is None:
+        from_data = {
+            "vocabulary_size": dataset.vocabulary_size, "time_scale": dataset.gap.get("median_nonzero") or 1.0,
+            "time_span": _span(dataset),
+        }  # fmt: skip
+        config = resolve_config(from_data, options.preset, options.config, list(options.assignments))
+        if config.model.vocabulary_size < dataset.vocabulary_size:
+            raise UserError(
+                f"model.vocabulary_size: got {config.model.vocabulary_size}, expected at least "
+                f"{dataset.vocabulary_size}, the vocabulary of {options.data}"
+            )
+        folder = None
+    else:
+        check_same_data(checkpoint, described, options.data)
+        changed = [text for text in options.assignments if not text.strip().startswith("train.")]
+        if changed or options.config:
+            raise UserError(f"--resume: cannot change {changed[0] if changed else '--config'}; only train.* may change")
+        config = override(checkpoint.config.model_dump(), list(options.assignments))
+        folder = checkpoint.path.parent.parent
+    prepared = folder or _new_folder(options)
+    try:
+        trainer = Trainer(
+            config, dataset, prepared, described, device=device, echo=echo, log_every=options.log_every,
+            resume=checkpoint,
+        )  # fmt: skip
+    except BaseException:
+        if folder is None:
+            _remove_empty(prepared)
+        raise
+    _write_config(prepared, config, described)
+    if checkpoint is not None:
+        echo(f"resuming {prepared} after step {trainer.progress.step}")
+    outcome = trainer.run()
+    if outcome.signal_number is not None:
+        echo(f"{outcome.reason}: stopped after step {outcome.progress.step} of {trainer.plan.total_steps}, saved")
+        echo(f"to go on: ttr-gpu train {options.data} --resume {prepared}")
+        return outcome
+    _summarise(trainer, dataset, prepared, outcome, echo)
+    return outcome
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint records of its data set: enough to refuse another one."""
+    names = dataset.vocabulary
+    text = json.dumps(names) if names is not None else (dataset.path / "tokenizer.json").read_text()
+    return {
+        "path": str(dataset.path), "fingerprint": dataset.fingerprint, "kind": dataset.kind,
+        "vocabulary_size": dataset.vocabulary_size, "vocabulary_hash": hashlib.sha256(text.encode()).hexdigest(),
+        "time_unit_seconds": dataset.time_unit_seconds, "origin": dataset.origin,
+    }  # fmt: skip
+
+
+def choose_device(wanted: str) -> str:
+    """One line about the device and why. `TTR_BACKEND` stands in for "auto".
+
+    Raises UserError for a device that this release does not have.
+    """
+    source = "--device"
+    if wanted == "auto" and os.environ.get("TTR_BACKEND", "auto") != "auto":
+        wanted, source = os.environ["TTR_BACKEND"], "TTR_BACKEND"
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise UserError(f"{source}: got {wanted!r}, expected auto, cpu or gpu")
+    if wanted == "gpu":
+        raise UserError(f"{source}: got gpu, but this release computes on CPUs only; use --device cpu")
+    return "CPU (asked for)" if wanted == "cpu" else "CPU (this release has no GPU backend yet)"
+
+
+def floors(dataset: Dataset, split: str) -> list[Floor]:
+    """The floors of a split, as far as the data have what they need."""
+    if dataset.kind == "text":
+        return text_floors(dataset)
+    return event_floors(dataset.split("train"), dataset.split(split), dataset.vocabulary_size)
+
+
+def compare(result: Evaluation, beside: list[Floor]) -> list[str]:
+    """Lines that put a result beside its floors."""
+    lines = []
+    if result.bits_per_byte is None:
+        lines.append(
+            f"{result.split:<11} {result.cross_entropy:.4f} nats per token, accuracy {100 * result.accuracy:.1f} %, "
+            f"perplexity {result.perplexity:.2f} ({result.tokens:,} tokens)"
+        )
+        own, better = result.cross_entropy, [f for f in beside if f.unit == "nats"]
+    else:
+        lines.append(
+            f"{result.split:<11} {result.bits_per_byte:.4f} bits per byte ({result.cross_entropy:.4f} nats per token, "
+            f"accuracy {100 * result.accuracy:.1f} %, {result.tokens:,} tokens)"
+        )
+        own, better = result.bits_per_byte, [f for f in beside if f.unit == "bits per byte"]
+    for floor in better:
+        accuracy = f", accuracy {100 * floor.accuracy:.1f} %" if floor.accuracy is not None else ""
+        lines.append(f"  {floor.name:<9} {floor.value:.4f} {floor.unit}{accuracy}")
+    if better:
+        best = min(better, key=lambda floor: floor.value)
+        verdict = "below" if own < best.value else "ABOVE"
+        lines.append(f"  the model is {abs(own - best.value):.4f} {best.unit} {verdict} the best floor ({best.name})")
+    return lines
+
+
+def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcome, echo: Callable[[str], None]) -> None:
+    progress = outcome.progress
+    best = find_checkpoint(folder, best=True)
+    lines = [
+        "",
+        f"trained {progress.step:,} steps, {progress.tokens:,} tokens in {duration(progress.seconds)} "
+        f"({progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s)",
+    ]
+    if progress.best_loss is not None:
+        lines.append(f"validation  {progress.best_loss:.4f} nats per token at step {progress.best_step}, the best")
+    beside: list[Floor] = []
+    if "test" in dataset.splits:
+        if best.name != f"step-{progress.step:08d}":
+            open_checkpoint(best).restore(trainer.model)
+        result = trainer.evaluate("test")
+        beside = floors(dataset, "test")
+        lines += compare(result, beside)
+    in_nats = [floor for floor in beside if floor.unit == "nats"]
+    lowest = min(in_nats, key=lambda floor: floor.value) if in_nats else None
+    picture = plot_run(folder, (lowest.name, lowest.value) if lowest else None)
+    lines += [f"run         {folder}", f"plot        {picture}", f"best        {best}"]
+    lines.append(f"again       ttr-gpu eval {folder} {dataset.path}")
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        for line in lines:
+            echo(line)
+            log.write(line + "\n")
+
+
+def _resumed(options: RunOptions, dataset: Dataset) -> Checkpoint:
+    if options.resume == "auto":
+        runs = [p for p in options.out.glob("*") if list(p.glob("checkpoints/step-*/DONE"))]
+        if not runs:
+            raise UserError(f"--resume auto: {options.out} holds no run with a checkpoint")
+        path = max(runs, key=lambda p: p.stat().st_mtime)
+    else:
+        path = Path(options.resume or "")
+    checkpoint = open_checkpoint(find_checkpoint(path))
+    if checkpoint.data["fingerprint"] != dataset.fingerprint:
+        check_same_data(checkpoint, describe(dataset), dataset.path)
+        raise UserError(
+            f"{dataset.path}: its content is not what {checkpoint.path} was trained on; a run can only be resumed on "
+            "the same data"
+        )
+    return checkpoint
+
+
+def _new_folder(options: RunOptions) -> Path:
+    name = options.name or f"{options.data.name.removesuffix('.zarr')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = options.out / name
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; choose another --name, or go on with --resume {folder}")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
+    return folder
+
+
+def _remove_empty(folder: Path) -> None:
+    """A run that never began leaves nothing."""
+    for path in folder.iterdir():
+        if path.is_file() and path.stat().st_size == 0:
+            path.unlink()
+    if not list(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write_config(folder: Path, config: RunConfig, described: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps({**config.model_dump(), "data": described}, indent=2) + "\n")
+
+
+def _span(dataset: Dataset) -> float:
+    entry = dataset.attributes["splits"]["train"] if "train" in dataset.splits else {"time_min": 0.0, "time_max": 0.0}
+    return float(entry["time_max"] - entry["time_min"]) or 1.0

@@ -1,0 +1,253 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+
+from ..data.batches import Batch, TrainingBatches, check_sizes
+from ..data.dataset import Dataset
+from ..errors import UserError
+from ..infer.evaluation import Evaluation, evaluate_split
+from ..model import TransformerModel
+from ..nn.dropout import DropoutKey
+from .checkpoint import Checkpoint, prune, save_checkpoint
+from .config import RunConfig
+from .memory import resident_bytes
+from .metrics import RunLog, StepMetrics
+from .optimizer import Optimizer
+from .plan import Plan, make_plan
+from .schedule import learning_rate
+
+
+class TrainingDiverged(Exception):
+    """The loss or the gradient is not finite; the message says where it began and what to try."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved as a checkpoint's state.json."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    stale: int = 0  # evaluations since the best one
+    saved_step: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: "finished", "early" (no improvement), or the name of a signal."""
+
+    reason: str
+    progress: Progress
+    signal_number: int | None = None
+
+
+class Trainer:
+    """Trains a model on a data set into a run folder.
+
+    Args:
+        config: of the run.
+        dataset: its "train" split is trained on, its "validation" split (if there is one) watched.
+        folder: of the run, which exists.
+        described: what checkpoints say of the data.
+        device: one line about the device and why.
+        echo: prints a line.
+        log_every: a console line for each so many steps.
+        resume: a checkpoint to go on from.
+    """
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, folder: Path, described: dict[str, object], *, device: str,
+        echo: Callable[[str], None], log_every: int = 1, resume: Checkpoint | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.dataset, self.folder, self.described = config, dataset, folder, described
+        self.split = dataset.split("train")
+        self.validation = dataset.split("validation") if "validation" in dataset.splits else None
+        train = config.train
+        check_sizes(self.split, train.tokens_per_batch, train.max_length)
+        self.model = TransformerModel(config.model, seed=train.seed)
+        self.optimizer = Optimizer(self.model, train)
+        self.progress = Progress()
+        if resume is not None:
+            resume.restore(self.model, self.optimizer)
+            self.progress = Progress(**{k: resume.state[k] for k in ("step", "tokens", "seconds", "best_loss")})
+            self.progress.best_step, self.progress.stale = resume.state["best_step"], resume.state["stale"]
+            self.progress.saved_step = self.progress.step
+        self.batches = TrainingBatches(
+            self.split, fingerprint=dataset.fingerprint, tokens_per_batch=train.tokens_per_batch,
+            max_length=train.max_length, seed=train.seed, start_step=self.progress.step * train.accumulate,
+        )  # fmt: skip
+        try:
+            self.plan: Plan = make_plan(config, self.model, dataset, self.split, self.batches.steps_per_epoch, device)
+            self.log = RunLog(folder, self.plan.total_steps, self.plan.peak, echo, log_every)
+        except BaseException:
+            self.batches.close()
+            raise
+
+    def run(self) -> Outcome:
+        """Train to the end, or until a signal or a lack of improvement; the last step is always saved."""
+        for line in self.plan.lines:
+            self.log.line(line)
+        progress, plan = self.progress, self.plan
+        reason = "finished"
+        try:
+            with self.batches, _signals() as received:
+                while progress.step < plan.total_steps:
+                    self._step(list(islice(self.batches, self.config.train.accumulate)))
+                    last = progress.step == plan.total_steps
+                    if last or progress.step % plan.evaluate_every == 0:
+                        improved = self._validate()
+                        if improved or last:
+                            self._save()
+                        if self._stale():
+                            reason = "early"
+                            break
+                    if progress.step % plan.checkpoint_every == 0:
+                        self._save()
+                    if received:
+                        reason = signal.Signals(received[0]).name
+                        break
+            self._save()
+        finally:
+            self.batches.close()
+            self.log.close()
+        return Outcome(reason, progress, received[0] if received else None)
+
+    def _step(self, batches: list[Batch]) -> None:
+        begin = time.perf_counter()
+        train, progress, model = self.config.train, self.progress, self.model
+        step = progress.step + 1
+        model.zero_gradients()
+        total, count, flops, tokens = 0.0, 0, 0.0, 0
+        for index, batch in enumerate(batches):
+            key = DropoutKey(train.seed, (step - 1) * train.accumulate + index + 1)
+            loss, saved = model.loss_forward(batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss)
+            if not math.isfinite(loss):
+                self._diverged(step, f"the loss is {loss}", batch, key)
+            # Batches weigh by their targets, so that several equal one large batch.
+            model.loss_backward(float(saved.count) if len(batches) > 1 else 1.0, saved)
+            total += float(loss) * saved.count
+            count += saved.count
+            flops += model.flops(batch)
+            tokens += len(batch.tokens)
+        scale = 1.0 / max(count, 1) if len(batches) > 1 else 1.0
+        norm = self.optimizer.gradient_norm()
+        if not math.isfinite(norm):
+            self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
+        rate = learning_rate(
+            step, peak=self.config.lr, warmup=self.plan.warmup, total=self.plan.total_steps,
+            min_ratio=train.min_lr_ratio,
+        )  # fmt: skip
+        self.optimizer.update(step, rate, norm, scale)
+        seconds = time.perf_counter() - begin
+        progress.step, progress.tokens = step, progress.tokens + tokens
+        progress.seconds += seconds
+        self.log.step(
+            StepMetrics(step, total / max(count, 1), rate, norm * scale, tokens, seconds, flops, resident_bytes())
+        )
+
+    def evaluate(self, split_name: str, limit_tokens: int | None = None) -> Evaluation:
+        """Evaluate the model as it is on a split."""
+        train = self.config.train
+        return evaluate_split(
+            self.model, self.dataset.split(split_name), tokens_per_batch=train.tokens_per_batch,
+            max_length=train.max_length, limit_tokens=limit_tokens,
+        )  # fmt: skip
+
+    def _validate(self) -> bool:
+        """Evaluate on the validation split; whether it is the best so far."""
+        if self.validation is None:
+            return False
+        progress = self.progress
+        result = self.evaluate("validation", self.config.train.evaluate_tokens)
+        improved = progress.best_loss is None or result.cross_entropy < progress.best_loss
+        if improved:
+            progress.best_loss, progress.best_step, progress.stale = result.cross_entropy, progress.step, 0
+        else:
+            progress.stale += 1
+        self.log.record(
+            "validation", step=progress.step, loss=result.cross_entropy, accuracy=result.accuracy, best=improved
+        )
+        mark = "  best so far" if improved else f"  best was {progress.best_loss:.4f} at step {progress.best_step}"
+        self.log.line(
+            f"---- step {progress.step}: validation {result.cross_entropy:.4f} nats, "
+            f"accuracy {100 * result.accuracy:.1f} %{mark}"
+        )
+        return improved
+
+    def _stale(self) -> bool:
+        patience = self.config.train.patience
+        if not patience or self.progress.stale < patience:
+            return False
+        self.log.line(f"stopping early: no improvement in {patience} evaluations (train.patience)")
+        return True
+
+    def _save(self) -> None:
+        progress = self.progress
+        if progress.saved_step == progress.step:
+            return
+        state = {
+            name: getattr(progress, name) for name in ("step", "tokens", "seconds", "best_loss", "best_step", "stale")
+        }
+        folder = self.folder / "checkpoints"
+        save_checkpoint(folder, self.config, self.described, state, self.optimizer)
+        progress.saved_step = progress.step
+        prune(folder, self.config.train.keep_last, progress.best_step)
+
+    def _diverged(self, step: int, what: str, batch: Batch, key: DropoutKey | None) -> None:
+        where = self.model.find_nonfinite(batch, key) or "the backward (every layer's forward is finite)"
+        kept = f"the last good checkpoint is step {self.progress.saved_step}" if self.progress.saved_step else (
+            "no checkpoint was saved before it"
+        )  # fmt: skip
+        message = (
+            f"step {step}: {what}; it first appears in {where}; {kept}. Try a lower --set train.lr (it is "
+            f"{self.config.lr:g}), a longer train.warmup_steps, a smaller train.clip_norm, or check the data with "
+            "`ttr-gpu inspect`"
+        )
+        self.log.line(message)
+        raise TrainingDiverged(message)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM for the loop to act on after its step; a second one stops at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # Only the main thread may set handlers; elsewhere (a notebook's worker) signals stay as they are.
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_same_data(checkpoint: Checkpoint, described: dict[str, object], path: Path) -> None:
+    """UserError if a data set is not of the kind and vocabulary that a checkpoint was trained on."""
+    for name in ("kind", "vocabulary_size", "vocabulary_hash"):
+        got, expected = described[name], checkpoint.data[name]
+        if got != expected:
+            what = name.replace("_", " ")
+            raise UserError(
+                f"{path}: got {what} {str(got)[:12]}, expected {str(expected)[:12]} as in {checkpoint.path}; "
+                f"use the data set it was trained on ({checkpoint.data['path']})"
+            )
