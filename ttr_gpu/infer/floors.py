@@ -54,7 +54,7 @@ def event_floors(train: Split, test: Split, vocabulary: int, orders: int = 3) ->
                 better = counts.interpolate(wanted, kinds, probability[:, kind])
                 probability[:, kind] = np.where(has, better, probability[:, kind])
             accuracy = float((probability.argmax(axis=1) == tested)[scored].mean())
-        floors.append(Floor(f"{order + 1}-gram", float(-np.log(own[scored]).mean()), "nats", accuracy))
+        floors.append(Floor(f"n-gram of order {order}", float(-np.log(own[scored]).mean()), "nats", accuracy))
     return floors
 
 

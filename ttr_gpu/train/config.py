@@ -109,6 +109,21 @@ def config_keys() -> list[str]:
     return list(_keys(RunConfig, ""))
 
 
+def key_table() -> list[tuple[str, str, str]]:
+    """(key, default, description) of every key that --set knows."""
+    rows = []
+    for key in config_keys():
+        model: type[BaseModel] = RunConfig
+        *parents, name = key.split(".")
+        for parent in parents:
+            model = model.model_fields[parent].annotation  # type: ignore[assignment]
+        info = model.model_fields[name]
+        from_data = info.is_required() or key in ("model.time_scale", "model.time_span")
+        default = "from data" if from_data else str(info.default)
+        rows.append((key, default, info.description or ""))
+    return rows
+
+
 def _keys(model: type[BaseModel], prefix: str) -> list[str]:
     keys = []
     for name, info in model.model_fields.items():

@@ -139,7 +139,7 @@ def compare(result: Evaluation, beside: list[Floor]) -> list[str]:
         own, better = result.bits_per_byte, [f for f in beside if f.unit == "bits per byte"]
     for floor in better:
         accuracy = f", accuracy {100 * floor.accuracy:.1f} %" if floor.accuracy is not None else ""
-        lines.append(f"  {floor.name:<9} {floor.value:.4f} {floor.unit}{accuracy}")
+        lines.append(f"  {floor.name:<17} {floor.value:.4f} {floor.unit}{accuracy}")
     if better:
         best = min(better, key=lambda floor: floor.value)
         verdict = "below" if own < best.value else "ABOVE"

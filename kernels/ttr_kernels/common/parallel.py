@@ -170,6 +170,11 @@ def _blas_libraries() -> list[Any]:
     return _libraries
 
 
+def blas_versions() -> list[str]:
+    """One line per BLAS library loaded into this process."""
+    return [f"{library.internal_api} {library.version or '?'}" for library in _blas_libraries()]
+
+
 def limit_blas() -> None:
     """Set BLAS to one thread for the whole process: for programs (the trainer), so that no call needs to switch."""
     for library in _blas_libraries():

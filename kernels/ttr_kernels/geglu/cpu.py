@@ -28,8 +28,8 @@ def forward(x: Array, bias: Array | None, approximate: str, out: Array) -> None:
     flat, rows, stride = contiguous_rows(x)
     y, _, y_stride = flat_rows(out)
     parallel_for(
-        _forward_tanh if approximate == "tanh" else _forward_erf, rows,
-        flat, stride, _bias(bias, x), bias is not None, y, y_stride, out.shape[-1], grain=_grain(x),
+        _forward, rows, flat, stride, _bias(bias, x), approximate == "none", y, y_stride,
+        out.shape[-1], grain=_grain(x),
     )  # fmt: skip
 
 
@@ -40,14 +40,15 @@ def backward(dy: Array, saved: GegluSaved, dx: Array, dbias: Array | None) -> No
     flat, rows, stride = flat_rows(dx)
     g, _, g_stride = contiguous_rows(dy)
     parallel_for(
-        _backward_tanh if saved.approximate == "tanh" else _backward_erf, rows,
-        g, g_stride, flat, stride, _bias(saved.bias, dx), saved.bias is not None, dy.shape[-1], grain=_grain(dx),
+        _backward, rows, g, g_stride, flat, stride, _bias(saved.bias, dx),
+        saved.approximate == "none", dy.shape[-1], grain=_grain(dx),
     )  # fmt: skip
     if dbias is not None:
         add_column_sums(dx, dbias)
 
 
 def _bias(bias: Array | None, x: Array) -> Array:
+    # Adding zeros costs less than a choice inside the loop.
     return kernel_view(np.zeros(x.shape[-1], np.float32) if bias is None else bias)
 
 
@@ -71,41 +72,46 @@ def _phi_erf(x: Any) -> Any:
     return _HALF + _HALF * erf(x * _SQRT_HALF), _INVERSE_ROOT_2PI * exp_of_nonpositive(-_HALF * x * x)
 
 
-def _make_forward(phi: Any) -> Any:
-    def forward(
-        x: Any, stride: int, bias: Any, has_bias: bool, y: Any, y_stride: int, width: int, begin: int, end: int
-    ) -> None:
-        for row in range(begin, end):
-            at = row * stride
+@jit
+def _forward(
+    x: Any, stride: int, bias: Any, exact: bool, y: Any, y_stride: int, width: int,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    for row in range(begin, end):
+        at, y_at = row * stride, row * y_stride
+        # Two loops: numba does not keep on disk a function that takes another as its constant.
+        if exact:
             for j in range(width):
-                gate, value = load(x, at + j), load(x, at + width + j)
-                if has_bias:
-                    gate += load(bias, j)
-                    value += load(bias, width + j)
-                share, _ = phi(gate)
-                store(y, row * y_stride + j, gate * share * value)
-
-    return forward
-
-
-def _make_backward(phi: Any) -> Any:
-    def backward(
-        dy: Any, dy_stride: int, x: Any, stride: int, bias: Any, has_bias: bool, width: int, begin: int, end: int
-    ) -> None:
-        for row in range(begin, end):
-            at = row * stride
+                gate = load(x, at + j) + load(bias, j)
+                value = load(x, at + width + j) + load(bias, width + j)
+                store(y, y_at + j, gate * _phi_erf(gate)[0] * value)
+        else:
             for j in range(width):
-                gate, value = load(x, at + j), load(x, at + width + j)
-                if has_bias:
-                    gate += load(bias, j)
-                    value += load(bias, width + j)
-                g = load(dy, row * dy_stride + j)
-                share, slope = phi(gate)
+                gate = load(x, at + j) + load(bias, j)
+                value = load(x, at + width + j) + load(bias, width + j)
+                store(y, y_at + j, gate * _phi_tanh(gate)[0] * value)
+
+
+@jit
+def _backward(
+    dy: Any, dy_stride: int, x: Any, stride: int, bias: Any, exact: bool, width: int,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    for row in range(begin, end):
+        at, dy_at = row * stride, row * dy_stride
+        if exact:
+            for j in range(width):
+                gate = load(x, at + j) + load(bias, j)
+                value = load(x, at + width + j) + load(bias, width + j)
+                share, slope = _phi_erf(gate)
+                g = load(dy, dy_at + j)
                 store(x, at + j, g * value * (share + gate * slope))
                 store(x, at + width + j, g * gate * share)
-
-    return backward
-
-
-_forward_tanh, _forward_erf = jit(_make_forward(_phi_tanh)), jit(_make_forward(_phi_erf))
-_backward_tanh, _backward_erf = jit(_make_backward(_phi_tanh)), jit(_make_backward(_phi_erf))
+        else:
+            for j in range(width):
+                gate = load(x, at + j) + load(bias, j)
+                value = load(x, at + width + j) + load(bias, width + j)
+                share, slope = _phi_tanh(gate)
+                g = load(dy, dy_at + j)
+                store(x, at + j, g * value * (share + gate * slope))
+                store(x, at + width + j, g * gate * share)

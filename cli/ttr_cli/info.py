@@ -1,0 +1,55 @@
+"""`ttr-gpu info`: versions, devices, back ends, threads."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--keys", is_flag=True, help="List every key of `ttr-gpu train --set` with its default.")
+def info(keys: bool) -> None:
+    """Print versions, this machine, the device that would be used and why, and thread counts."""
+    if keys:
+        _print_keys()
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from ttr_gpu.train.run import choose_device
+    from ttr_kernels.common.compilation import cache_directory
+    from ttr_kernels.common.parallel import available_cores, blas_versions, get_threads
+
+    for name in ("ttr-gpu", "numpy", "numba", "ml_dtypes", "zarr", "tokenizers", "safetensors", "cupy-cuda13x"):
+        try:
+            click.echo(f"{name:<14} {version(name)}")
+        except PackageNotFoundError:
+            click.echo(f"{name:<14} not installed")
+    click.echo(f"{'python':<14} {platform.python_version()} on {platform.platform()}")
+    click.echo(f"{'processor':<14} {_processor()}, {available_cores()} cores usable")
+    click.echo(f"{'threads':<14} {get_threads()} for kernels and matrix products (train --threads)")
+    for line in blas_versions():
+        click.echo(f"{'blas':<14} {line}")
+    cache = cache_directory()
+    compiled = "compiled" if cache is not None and any(cache.rglob("*.nbc")) else "not compiled yet"
+    click.echo(f"{'kernel cache':<14} {cache or 'none: no folder can be written; set TTR_CACHE_DIR'} ({compiled})")
+    click.echo(f"{'device':<14} {choose_device('auto')}")
+
+
+def _processor() -> str:
+    from pathlib import Path
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", "").split()
+    width = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
+    return f"{fields.get('model name', 'unknown')} ({width}{', bfloat16' if 'avx512_bf16' in flags else ''})"
+
+
+def _print_keys() -> None:
+    from ttr_gpu.train.config import key_table
+
+    for key, default, description in key_table():
+        click.echo(f"{key:<28} {default:<10} {description}")
