@@ -172,7 +172,7 @@ def check_order(reader: EventReader, grouped: Grouped) -> np.ndarray[Any, Any]:
             good[owner] = False
             reader.rejects.add(
                 reader.place(int(grouped.places[start + event])),
-                f"time {times[event]!r} is before {times[event - 1]!r}, that of the event before it in its sequence; "
+                f"time {float(times[event])!r} is before {float(times[event - 1])!r}, that of the event before it in its sequence; "
                 "expected times in ascending order",
             )
     # A sequence whose only rows were rejected has no events.

@@ -89,12 +89,14 @@ def _delimited(text: str, kind: str | None, header: bool | None, source: Source)
     tabular = name.endswith((".csv", ".tsv")) or (len(row) > 1 and len(named) > 1) or kind == "events"
     if not tabular:
         return Layout(kind or "text", "lines")
+    # A sole column of times is a sequence of events; else a sole column is text.
+    times_alone = len(row) == 1 and bool(known & set(TIME_NAMES)) and len(lines) > 1 and _is_number(lines[1])
     if header is None:
         # A header names a known column; a sole column may be a text that happens to be one word.
-        header = bool(named) if len(row) > 1 else bool(known & set(TEXT_NAMES))
-        header = header or (len(row) > 1 and not any(_is_number(field) for field in row) and kind == "events")
+        header = bool(named) if len(row) > 1 else bool(known & set(TEXT_NAMES)) or times_alone
+        header = header or (kind == "events" and not any(_is_number(field) for field in row))
     if kind is None:
-        kind = "text" if len(row) == 1 or (header and known & set(TEXT_NAMES)) else "events"
+        kind = "text" if (len(row) == 1 and not times_alone) or (header and known & set(TEXT_NAMES)) else "events"
     return Layout(kind, "csv", tuple(row) if header else (), header, delimiter)
 
 
