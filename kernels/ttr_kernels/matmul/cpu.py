@@ -50,11 +50,14 @@ def _float32_product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
 
 
 def _row_block(a: Array, b: Array, out: Array, begin: int, end: int) -> None:
-    np.matmul(a[begin:end], b, out=out[begin:end])
+    # Infinities and NaN are results like any other; who trains looks at the loss.
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.matmul(a[begin:end], b, out=out[begin:end])
 
 
 def _column_block(a: Array, b: Array, out: Array, begin: int, end: int) -> None:
-    np.matmul(a, b[:, begin:end], out=out[:, begin:end])
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.matmul(a, b[:, begin:end], out=out[:, begin:end])
 
 
 def _accumulate(result: Array, out: Array) -> None:

@@ -114,7 +114,7 @@ def test_byte_level_tokenizers_bring_back_any_text():
     check()
 
 
-# Smaller shards than usual: what is held of them (a few, of 64 MiB each) is a constant that a small input would not show.
+# Smaller shards than usual: what is held of them (a few, of 64 MiB) is a constant, which a small input would not show.
 MEMORY_SCRIPT = """
 import sys
 from pathlib import Path
