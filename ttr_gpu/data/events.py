@@ -172,8 +172,8 @@ def check_order(reader: EventReader, grouped: Grouped) -> np.ndarray[Any, Any]:
             good[owner] = False
             reader.rejects.add(
                 reader.place(int(grouped.places[start + event])),
-                f"time {float(times[event])!r} is before {float(times[event - 1])!r}, that of the event before it in its sequence; "
-                "expected times in ascending order",
+                f"time {float(times[event])!r} is before {float(times[event - 1])!r}, that of the event before it in its "
+                "sequence; expected times in ascending order",
             )
     # A sequence whose only rows were rejected has no events.
     result: np.ndarray[Any, Any] = good & (np.diff(grouped.offsets) > 0)

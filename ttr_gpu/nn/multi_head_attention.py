@@ -67,7 +67,9 @@ class MultiHeadAttention:
         if self.rate is None or self.tau is None:
             return None
         scale = self.rate.value.dtype.type(self.time_scale)
-        return TimeBias(_softplus(self.rate.value), scale * _softplus(self.tau.value), self.time_bias)
+        # softplus underflows to 0 far below; a time scale must not.
+        tau = scale * np.maximum(_softplus(self.tau.value), self.tau.value.dtype.type(1e-6))
+        return TimeBias(_softplus(self.rate.value), tau, self.time_bias)
 
     def forward(
         self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None = None
