@@ -1,7 +1,9 @@
 # `make help` lists the targets. Everything is installed into $(VENV); nothing outside this folder changes but the
 # kernel cache (~/.cache/ttr-gpu).
 VENV ?= .venv
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3 || echo python3)
+# The first interpreter that runs and is new enough: a name on PATH may be a version manager's stand-in that does not.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+  $$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done || echo python3)
 BIN := $(VENV)/bin
 LOCK := requirements-dev.lock
 RUN ?= runs/stackoverflow
@@ -42,8 +44,8 @@ clean:
 	rm -rf $(VENV) stackoverflow.zarr runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer with venv is needed (Debian: python3-venv); say make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(BIN)/.base: pyproject.toml $(LOCK) | $(BIN)/python

@@ -1,4 +1,4 @@
-"""What a run says while it runs: one dense line per step, `metrics.jsonl`, and `log.txt`."""
+"""What a run says while it runs: one dense line per step, `metrics.jsonl`, `log.txt`, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StepMetrics:
 
 
 class RunLog:
-    """Writes to the console, `log.txt` and `metrics.jsonl`; files are appended to, so that a resumed run goes on.
+    """Writes to the console, `log.txt`, `metrics.jsonl` and `tensorboard/`; a resumed run goes on in the same files.
 
     Args:
         folder: of the run.
@@ -33,13 +33,21 @@ class RunLog:
         peak: measured floating-point operations per second of this machine's matrix product.
         echo: prints a line.
         every: a line for each so many steps.
+        first_step: the first step to come; TensorBoard drops what an interrupted run wrote from there on.
     """
 
-    def __init__(self, folder: Path, total: int, peak: float, echo: Callable[[str], None], every: int) -> None:
+    def __init__(
+        self, folder: Path, total: int, peak: float, echo: Callable[[str], None], every: int, first_step: int = 1
+    ) -> None:
+        from tensorboardX import SummaryWriter
+
         self.total, self.peak, self.every = total, peak, every
         self._echo = echo
         self._metrics: IO[str] = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._log: IO[str] = (folder / "log.txt").open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=first_step if first_step > 1 else None, flush_secs=10
+        )
         self._pace: float | None = None
 
     def line(self, text: str) -> None:
@@ -52,6 +60,10 @@ class RunLog:
         """Append one record to metrics.jsonl."""
         self._metrics.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
         self._metrics.flush()
+        step = values.get("step")
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step":
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def step(self, metrics: StepMetrics) -> None:
         """Record a step and, every so many steps, print its line."""
@@ -73,6 +85,7 @@ class RunLog:
         """Close the files."""
         self._metrics.close()
         self._log.close()
+        self._board.close()
 
 
 def duration(seconds: float) -> str:

@@ -90,7 +90,9 @@ class Trainer:
         )  # fmt: skip
         try:
             self.plan: Plan = make_plan(config, self.model, dataset, self.split, self.batches.steps_per_epoch, device)
-            self.log = RunLog(folder, self.plan.total_steps, self.plan.peak, echo, log_every)
+            self.log = RunLog(
+                folder, self.plan.total_steps, self.plan.peak, echo, log_every, first_step=self.progress.step + 1
+            )
         except BaseException:
             self.batches.close()
             raise

@@ -60,6 +60,21 @@ def weights(path: Path):
     return model.flat.values
 
 
+def tensorboard_scalars(folder: Path, tag: str) -> dict[int, float]:
+    """What TensorBoard would show: step -> value. A record is its length, a checksum, an Event, a checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    shown = {}
+    for path in (folder / "tensorboard").iterdir():
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            size = int.from_bytes(content[at : at + 8], "little")
+            event = Event.FromString(content[at + 12 : at + 12 + size])
+            shown |= {event.step: value.simple_value for value in event.summary.value if value.tag == tag}
+            at += 16 + size
+    return shown
+
+
 def test_learns_and_leaves_a_run_behind(data, tmp_path):
     outcome, said = run(data, tmp_path, "train.steps=150", "train.lr=0.01")
     text = "\n".join(said)
@@ -67,8 +82,12 @@ def test_learns_and_leaves_a_run_behind(data, tmp_path):
     assert "below the best floor" in text
     folder = tmp_path / "run"
     assert (folder / "plots" / "loss.png").read_bytes()[:4] == b"\x89PNG"
-    assert {"config.json", "metrics.jsonl", "log.txt", "checkpoints", "plots"} <= {p.name for p in folder.iterdir()}
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "log.txt", "checkpoints", "plots", "tensorboard",
+    }  # fmt: skip
     steps = [r for r in read_metrics(folder) if r["kind"] == "step"]
+    shown = tensorboard_scalars(folder, "step/loss")
+    assert shown == pytest.approx({r["step"]: r["loss"] for r in steps}, rel=1e-6)
     assert [r["step"] for r in steps] == list(range(1, outcome.progress.step + 1))
     assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
     assert sum(line.startswith("step") for line in said) == outcome.progress.step, "one line per step"
