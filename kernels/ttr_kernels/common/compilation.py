@@ -20,6 +20,8 @@ from numba.core import config, event
 REASSOCIATE = frozenset({"reassoc", "contract", "arcp", "nsz"})
 # For arithmetic whose order is the algorithm (rounding tricks, compensated terms).
 EXACT = frozenset({"contract"})
+# Sources that no compiled CPU kernel depends on: editing them keeps the cache.
+_NOT_COMPILED = ("reference.py", "cases.py", "gpu.py", "operations.py", "benchmark.py")
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -53,13 +55,14 @@ def _compile(function: Callable[..., Any], fastmath: frozenset[str], **options: 
 def cache_directory() -> Path | None:
     """Where compiled kernels are kept: `TTR_CACHE_DIR`, else `~/.cache/ttr-gpu`; None if neither can be written.
 
-    The folder's name holds a hash of all sources of this package. numba itself notices only a change of the file that a
+    The folder's name holds a hash of the sources that are compiled. numba itself notices only a change of the file that a
     function stands in, not of what it calls in other files, and would run stale code.
     """
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(package.rglob("*.py")):
-        digest.update(source.read_bytes())
+        if source.name not in _NOT_COMPILED and "cuda" not in source.relative_to(package).parts:
+            digest.update(source.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
     for root in (Path(os.environ.get("TTR_CACHE_DIR") or home), Path(tempfile.gettempdir()) / f"ttr-gpu-{os.getuid()}"):
         directory = root / f"numba-{digest.hexdigest()[:16]}"
