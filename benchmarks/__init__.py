@@ -1,0 +1,1 @@
+"""Comparisons that run on any machine: `python -m benchmarks --help`."""
