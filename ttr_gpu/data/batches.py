@@ -2,7 +2,8 @@
 
 A window of n + 1 neighbouring tokens of one sequence gives n inputs and n targets. A sequence is cut into windows of at
 most `max_length` inputs, each overlapping the next by one token, so every token but a sequence's first is a target
-exactly once per epoch.
+exactly once per epoch. Where a long sequence is cut differs from epoch to epoch, so that a token is not seen with the
+same past each time.
 """
 
 from __future__ import annotations
@@ -58,15 +59,18 @@ class Windows:
     sequence: np.ndarray[Any, Any]
 
     @staticmethod
-    def of(split: Split, max_length: int) -> Windows:
-        """Cut every sequence."""
+    def of(split: Split, max_length: int, rng: np.random.Generator | None = None) -> Windows:
+        """Cut every sequence; with `rng` the first window of one that is cut at all has a random length."""
         inputs = np.maximum(np.diff(split.offsets) - 1, 0)
-        counts = -(-inputs // max_length)
+        missing = np.zeros(split.sequences, np.int64)  # of the first window
+        if rng is not None:
+            missing[inputs > max_length] = rng.integers(0, max_length, int((inputs > max_length).sum()))
+        counts = -(-(inputs + missing) // max_length)
         sequence = np.repeat(np.arange(split.sequences), counts)
         number = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = split.offsets[:-1][sequence] + number * max_length
-        length = np.minimum(inputs[sequence] - number * max_length, max_length)
-        return Windows(first, length, sequence)
+        begin = np.maximum(number * max_length - missing[sequence], 0)
+        end = np.minimum((number + 1) * max_length - missing[sequence], inputs[sequence])
+        return Windows(split.offsets[:-1][sequence] + begin, end - begin, sequence)
 
 
 class TrainingBatches:
@@ -90,10 +94,10 @@ class TrainingBatches:
         check_sizes(split, tokens_per_batch, max_length)
         self._split, self._fingerprint, self._seed = split, fingerprint, seed
         self._budget, self._start = tokens_per_batch, start_step
-        self._windows = Windows.of(split, max_length)
+        self._max_length = max_length
         self._pool_tokens, self._segment_tokens = pool_tokens, segment_tokens
         self._pool: tuple[tuple[int, ...], Any, Any, Any] | None = None
-        self.steps_per_epoch = sum(len(bounds) - 1 for _, _, bounds in self._pools(0))
+        self.steps_per_epoch = sum(len(bounds) - 1 for _, _, _, bounds in self._pools(0))
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
@@ -151,59 +155,52 @@ class TrainingBatches:
     def _batches(self) -> Iterator[Batch]:
         step, epoch = 0, 0
         while True:
-            for segments, order, bounds in self._pools(epoch):
+            for segments, windows, order, bounds in self._pools(epoch):
                 batches = len(bounds) - 1
                 if step + batches <= self._start:
                     step += batches
                     continue
-                tokens, times, base = self._load(segments)
+                tokens, times, shifts = self._load(segments)
                 for begin, end in pairwise(bounds):
                     if step >= self._start:
                         chosen = order[begin:end]
-                        yield _cut(self._windows, chosen, tokens, times, base[chosen], step, epoch)
+                        first = windows.first[chosen]
+                        base = first - shifts[first // self._segment_tokens]
+                        yield _cut(windows, chosen, tokens, times, base, step, epoch)
                     step += 1
             epoch += 1
 
-    def _pools(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Any, list[int]]]:
-        """(segments, windows in shuffled order, where batches begin) of each pool of an epoch."""
+    def _pools(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Windows, Any, list[int]]]:
+        """(segments, windows of the epoch, those of the pool in shuffled order, where batches begin) of each pool."""
         rng = np.random.default_rng(_entropy(self._fingerprint, self._seed, epoch))
-        edges = self._segment_edges()
-        segments = rng.permutation(len(edges) - 1)
+        windows = Windows.of(self._split, self._max_length, rng)
+        pieces = max(1, -(-self._split.token_count // self._segment_tokens))
+        # A window belongs to the segment in which it begins.
+        edges = np.searchsorted(windows.first, np.arange(pieces + 1) * self._segment_tokens)
+        segments = rng.permutation(pieces)
         per_pool = max(1, self._pool_tokens // self._segment_tokens)
-        for begin in range(0, len(segments), per_pool):
+        for begin in range(0, pieces, per_pool):
             # In file order, so that a pool that holds all data is the same in every epoch and stays in memory.
             chosen = tuple(sorted(int(segment) for segment in segments[begin : begin + per_pool]))
             members = np.concatenate([np.arange(edges[s], edges[s + 1]) for s in chosen])
             order = rng.permutation(members)
-            yield chosen, order, pack(self._windows.length[order], self._budget)
-
-    def _segment_edges(self) -> Any:
-        """Windows at which segments of about the same number of tokens begin."""
-        first = self._windows.first
-        pieces = max(1, -(-self._split.token_count // self._segment_tokens))
-        targets = np.arange(1, pieces) * self._segment_tokens
-        edges = np.concatenate([[0], np.searchsorted(first, targets), [len(first)]])
-        return np.unique(edges)
+            yield chosen, windows, order, pack(windows.length[order], self._budget)
 
     def _load(self, segments: tuple[int, ...]) -> tuple[Any, Any, Any]:
-        """Tokens and times of segments, and where each window of theirs begins in them."""
-        if self._pool is not None and self._pool[0] == segments:
-            return self._pool[1:]
-        self._pool = None
-        edges, windows = self._segment_edges(), self._windows
-        base = np.empty(len(windows.first), np.int64)
-        tokens, times, filled = [], [], 0
-        for segment in segments:
-            members = slice(edges[segment], edges[segment + 1])
-            begin = int(windows.first[members.start])
-            last = members.stop - 1
-            end = int(windows.first[last] + windows.length[last]) + 1
-            part = self._split.read(begin, end)
-            tokens.append(part[0])
-            times.append(part[1])
-            base[members] = windows.first[members] - begin + filled
-            filled += end - begin
-        self._pool = (segments, np.concatenate(tokens), np.concatenate(times), base)
+        """Tokens and times of segments end to end, each with what windows that begin in it reach into the next; and by
+        how much the tokens of each segment lie earlier there than in the split."""
+        if self._pool is None or self._pool[0] != segments:
+            self._pool = None
+            tokens, times, shifts, filled = [], [], np.zeros(segments[-1] + 1, np.int64), 0
+            for segment in segments:
+                begin = segment * self._segment_tokens
+                end = min(begin + self._segment_tokens + self._max_length + 1, self._split.token_count)
+                part = self._split.read(begin, end)
+                tokens.append(part[0])
+                times.append(part[1])
+                shifts[segment] = begin - filled
+                filled += end - begin
+            self._pool = (segments, np.concatenate(tokens), np.concatenate(times), shifts)
         return self._pool[1:]
 
 

@@ -65,13 +65,25 @@ def test_order_differs_by_epoch_and_seed_and_repeats_by_step():
             np.testing.assert_array_equal(got.tokens, want.tokens)
 
 
-def test_pools_smaller_than_the_data():
-    split = split_of([25] * 60)
-    options = {"pool_tokens": 300, "segment_tokens": 100}
+def test_a_long_sequence_is_cut_elsewhere_in_each_epoch():
+    split = split_of([300, 8, 3])
+    batches, _ = first_batches(split, 90, max_length=20)
+    starts = [{int(s) for b in batches if b.epoch == e for s in b.starts} for e in range(4)]
+    assert all({0, 300, 308} <= there for there in starts), "a short sequence stays whole"
+    assert len({frozenset(there) for there in starts[:3]}) == 3
+
+
+@pytest.mark.parametrize("length", [25, 24, 23, 17])
+def test_pools_smaller_than_the_data(length):
+    # The last segments end at, just before and just after the data do.
+    split = split_of([25] * 59 + [length])
+    options = {"pool_tokens": 300, "segment_tokens": 99}
     _, steps = first_batches(split, 1, **options)
     batches, _ = first_batches(split, steps, **options)
     targets = np.concatenate([b.targets for b in batches])
-    assert len(targets) == len(set(targets.tolist())) == 60 * 24
+    for batch in batches:
+        check_batch(batch, 20, 8)
+    assert len(targets) == len(set(targets.tolist())) == 59 * 24 + length - 1
     resumed, _ = first_batches(split, 3, start_step=steps - 2, **options)
     np.testing.assert_array_equal(resumed[0].tokens, batches[steps - 2].tokens)
 
