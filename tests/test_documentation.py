@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from ttr_cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent

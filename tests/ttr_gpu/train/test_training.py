@@ -70,7 +70,7 @@ def tensorboard_scalars(folder: Path, tag: str) -> dict[int, float]:
         while at < len(content):
             size = int.from_bytes(content[at : at + 8], "little")
             event = Event.FromString(content[at + 12 : at + 12 + size])
-            shown |= {event.step: value.simple_value for value in event.summary.value if value.tag == tag}
+            shown.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
             at += 16 + size
     return shown
 
