@@ -60,11 +60,16 @@ class Windows:
 
     @staticmethod
     def of(split: Split, max_length: int, rng: np.random.Generator | None = None) -> Windows:
-        """Cut every sequence; with `rng` the first window of one that is cut at all has a random length."""
+        """Cut every sequence; with `rng` the first window of a long one has a random length.
+
+        Long is what gives more than 4 windows: in a shorter one the past that an additional short window lacks would
+        weigh more than what the variety gives.
+        """
         inputs = np.maximum(np.diff(split.offsets) - 1, 0)
         missing = np.zeros(split.sequences, np.int64)  # of the first window
         if rng is not None:
-            missing[inputs > max_length] = rng.integers(0, max_length, int((inputs > max_length).sum()))
+            long = inputs > 4 * max_length
+            missing[long] = rng.integers(0, max_length, int(long.sum()))
         counts = -(-(inputs + missing) // max_length)
         sequence = np.repeat(np.arange(split.sequences), counts)
         number = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
