@@ -46,6 +46,8 @@ def adamw(
             raise ValueError(f"{name}: got shape {array.shape}, expected {parameter.shape} like parameter")
         if not array.flags.c_contiguous:
             raise ValueError(f"{name}: got a strided array, expected a C-contiguous one (it is changed in place)")
+        if array is not gradient and not array.flags.writeable:
+            raise ValueError(f"{name}: got a read-only array, expected one that can be written")
     if step < 1:
         raise ValueError(f"step: got {step}, expected at least 1")
     implementation(parameter, __package__).update(

@@ -70,6 +70,8 @@ def check_out(name: str, out: Array | None, shape: tuple[int, ...], dtype: DType
         raise TypeError(f"{name}: got {_kind_name(out)}, expected numpy.ndarray")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"{name}: got shape {out.shape} of {out.dtype}, expected {shape} of {dtype}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name}: got a read-only array, expected one that can be written")
     return out
 
 
@@ -107,7 +109,8 @@ def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
     """View `array` as rows whose last `inner` dimensions are contiguous: (flat 1-D view, rows, stride between rows).
 
     Element j of row i is `flat[i * stride + j]`, so a slice such as the query part of a fused QKV matrix needs no copy.
-    Raises ValueError if such a view does not exist; see `contiguous_rows` for inputs, which may be copied.
+    Raises ValueError if such a view does not exist; see `contiguous_rows` for inputs, which may be copied, and
+    `result_rows` for results.
     """
     split = array.ndim - inner
     lead, rest = array.shape[:split], array.shape[split:]
@@ -141,6 +144,17 @@ def contiguous_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
         return flat_rows(array, inner)
     except ValueError:
         return flat_rows(np.ascontiguousarray(array), inner)
+
+
+def result_rows(name: str, array: Array, inner: int = 1) -> tuple[Array, int, int]:
+    """`flat_rows` of a result, which cannot be copied: ValueError naming it if it has no such view."""
+    try:
+        return flat_rows(array, inner)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: got shape {array.shape} with strides {array.strides}, expected contiguous, evenly spaced rows "
+            f"({error})"
+        ) from None
 
 
 def kernel_view(array: Array) -> Array:

@@ -29,7 +29,7 @@ def in_float32(matrix: Array, purpose: str) -> Array:
     if matrix.strides[1] != matrix.itemsize and matrix.strides[0] == matrix.itemsize:
         return in_float32(matrix.T, purpose).T
     copy = thread_scratch(matrix.size, purpose)[: matrix.size].reshape(matrix.shape)
-    if matrix.strides[1] == matrix.itemsize and matrix.strides[0] > 0:
+    if matrix.strides[1] == matrix.itemsize and matrix.strides[0] >= matrix.itemsize * matrix.shape[1]:
         copy_converted(matrix, copy)
     else:
         copy[...] = matrix

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, contiguous_rows, kernel_view
+from .arrays import Array, contiguous_rows
 from .compilation import jit
 from .parallel import parallel_for
 from .storage import load
@@ -21,10 +21,11 @@ def partial_sums(rows: int, width: int) -> Array:
 
 
 def add_partials(partials: Array, total: Array) -> None:
-    """total += Σ partials, in order. `total` is any contiguous array of `width` float32 elements."""
-    if not total.flags.c_contiguous:
-        raise ValueError("a parameter's gradient must be contiguous")
-    _add(partials, kernel_view(total).reshape(-1))
+    """total += Σ partials, in order. `total` is any array of `width` float32 elements."""
+    contiguous = np.ascontiguousarray(total)
+    _add(partials, contiguous.reshape(-1))
+    if contiguous is not total:
+        total[...] = contiguous
 
 
 def add_column_sums(array: Array, total: Array) -> None:

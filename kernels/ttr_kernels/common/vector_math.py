@@ -184,7 +184,7 @@ def erf(x: Any) -> Any:
 
 @jit_exact
 def sincos_of_phase(phase: Any) -> Any:
-    """(sin, cos) as float32 of a float64 phase in radians, |phase| < 1e9: reduced in float64, evaluated in float32.
+    """(sin, cos) as float32 of a float64 phase in radians, |phase| < 1e12: reduced in float64, evaluated in float32.
 
     The absolute error is 2^-23 plus that of the float64 phase itself.
     """

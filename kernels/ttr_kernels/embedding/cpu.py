@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows
+from ..common.arrays import Array, contiguous_rows, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.storage import load, store
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 def forward(indices: Array, table: Array, out: Array) -> None:
     flat, _, stride = contiguous_rows(table)
-    y, rows, y_stride = flat_rows(out)
+    y, rows, y_stride = result_rows("out", out)
     width = table.shape[1]
     parallel_for(_gather, rows, _flat(indices), flat, stride, y, y_stride, width, grain=max(1, 32768 // max(width, 1)))
 
 
 def backward(dy: Array, saved: EmbeddingSaved, dtable: Array) -> None:
     g, rows, stride = contiguous_rows(dy)
-    table, _, table_stride = flat_rows(dtable)
+    table, _, table_stride = result_rows("dtable", dtable)
     # Whole cache lines of 16 floats per thread.
     lines = -(-dy.shape[-1] // 16)
     parallel_for(

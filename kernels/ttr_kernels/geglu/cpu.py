@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows, kernel_view
+from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
 from ..common.compilation import jit, jit_inline
 from ..common.parallel import parallel_for
 from ..common.reductions import add_column_sums
@@ -26,7 +26,7 @@ _INVERSE_ROOT_2PI = np.float32(0.3989422804014327)
 
 def forward(x: Array, bias: Array | None, approximate: str, out: Array) -> None:
     flat, rows, stride = contiguous_rows(x)
-    y, _, y_stride = flat_rows(out)
+    y, _, y_stride = result_rows("out", out)
     parallel_for(
         _forward, rows, flat, stride, _bias(bias, x), approximate == "none", y, y_stride,
         out.shape[-1], grain=_grain(x),
@@ -37,7 +37,7 @@ def backward(dy: Array, saved: GegluSaved, dx: Array, dbias: Array | None) -> No
     # A kernel that reads x and writes dx at the same place would not vectorise; one that sees a single array does.
     if dx.ctypes.data != saved.x.ctypes.data or dx.strides != saved.x.strides:
         dx[...] = saved.x
-    flat, rows, stride = flat_rows(dx)
+    flat, rows, stride = result_rows("dx", dx)
     g, _, g_stride = contiguous_rows(dy)
     parallel_for(
         _backward, rows, g, g_stride, flat, stride, _bias(saved.bias, dx),

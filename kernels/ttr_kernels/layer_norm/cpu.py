@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows, kernel_view
+from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
@@ -26,11 +26,11 @@ def forward(
     if residual is not None and sum_out is not None:
         flat, rows, stride = contiguous_rows(x)
         r, _, r_stride = contiguous_rows(residual)
-        s, _, s_stride = flat_rows(sum_out)
+        s, _, s_stride = result_rows("sum_out", sum_out)
         parallel_for(_add, rows, flat, stride, r, r_stride, s, s_stride, x.shape[-1], grain=_GRAIN)
         x = sum_out
     flat, rows, stride = contiguous_rows(x)
-    y, _, y_stride = flat_rows(out)
+    y, _, y_stride = result_rows("out", out)
     mean, inverse = np.empty(rows, np.float32), np.empty(rows, np.float32)
     b = kernel_view(np.zeros(x.shape[-1], np.float32) if bias is None else bias)
     parallel_for(
@@ -44,7 +44,7 @@ def backward(
 ) -> None:
     g, rows, g_stride = contiguous_rows(dy)
     x, _, x_stride = contiguous_rows(saved.x)
-    d, _, d_stride = flat_rows(dx)
+    d, _, d_stride = result_rows("dx", dx)
     extra, _, extra_stride = (g, rows, 0) if dsum is None else contiguous_rows(dsum)
     weights, biases = partial_sums(rows, dweight.size), partial_sums(rows, dweight.size)
     parallel_for(

@@ -61,7 +61,11 @@ def _column_block(a: Array, b: Array, out: Array, begin: int, end: int) -> None:
 
 
 def _accumulate(result: Array, out: Array) -> None:
-    flat, rows, stride = flat_rows(out)
+    try:
+        flat, rows, stride = flat_rows(out)
+    except ValueError:
+        out[...] = out + result
+        return
     parallel_for(_add, rows, result.reshape(-1), flat, stride, out.shape[1], grain=max(1, 32768 // out.shape[1]))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows, kernel_view
+from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
@@ -21,14 +21,14 @@ _GRAIN = 64
 
 def forward(x: Array, weight: Array, residual: Array | None, eps: float, out: Array, sum_out: Array | None) -> Array:
     flat, rows, stride = contiguous_rows(x)
-    y, _, y_stride = flat_rows(out)
+    y, _, y_stride = result_rows("out", out)
     inverse_rms = np.empty(rows, np.float32)
     w = kernel_view(weight)
     if residual is None or sum_out is None:
         parallel_for(_forward, rows, flat, stride, w, np.float32(eps), y, y_stride, inverse_rms, grain=_GRAIN)
     else:
         r, _, r_stride = contiguous_rows(residual)
-        s, _, s_stride = flat_rows(sum_out)
+        s, _, s_stride = result_rows("sum_out", sum_out)
         parallel_for(
             _forward_residual, rows,
             flat, stride, r, r_stride, w, np.float32(eps), y, y_stride, s, s_stride, inverse_rms,
@@ -40,7 +40,7 @@ def forward(x: Array, weight: Array, residual: Array | None, eps: float, out: Ar
 def backward(dy: Array, saved: RmsNormSaved, dsum: Array | None, dx: Array, dweight: Array) -> None:
     g, rows, g_stride = contiguous_rows(dy)
     x, _, x_stride = contiguous_rows(saved.x)
-    d, _, d_stride = flat_rows(dx)
+    d, _, d_stride = result_rows("dx", dx)
     # Without a residual path dy stands in for dsum and is multiplied by zero rows: the kernel tests the stride.
     extra, _, extra_stride = (g, rows, 0) if dsum is None else contiguous_rows(dsum)
     partials = partial_sums(rows, dweight.size)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.arrays import Array, flat_rows, kernel_view
+from ..common.arrays import Array, kernel_view, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.storage import load, store
@@ -16,7 +16,7 @@ from ..common.storage import load, store
 def rotate(x: Array, cos: Array, sin: Array, interleaved: bool, backwards: bool, out: Array) -> None:
     if out.ctypes.data != x.ctypes.data or out.strides != x.strides:
         out[...] = x
-    flat, rows, stride = flat_rows(out, inner=2)
+    flat, rows, stride = result_rows("out", out, inner=2)
     heads, dim = out.shape[-2:]
     sign = np.float32(-1.0 if backwards else 1.0)
     kernel = _rotate_interleaved if interleaved else _rotate_halves

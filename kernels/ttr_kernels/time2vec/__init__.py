@@ -40,7 +40,7 @@ def time2vec_forward(
     Args:
         times: (rows,) float64, in any unit.
         frequency: (K,) float32, radians per unit of time (float64 runs the reference).
-        phase: (K,) like frequency, radians. |ω t + φ| must stay below 1e9.
+        phase: (K,) like frequency, radians. |ω t + φ| must stay below 1e12, where float64 still resolves 1e-4.
         dtype: of the features: float32 (the default), bfloat16 or float16.
         out: (rows, K) of that dtype.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows, kernel_view
+from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def forward(times: Array, frequency: Array, phase: Array, out: Array) -> None:
-    y, rows, stride = flat_rows(out)
+    y, rows, stride = result_rows("out", out)
     parallel_for(
         _forward, rows, np.ascontiguousarray(times), kernel_view(frequency), kernel_view(phase), y, stride, grain=128
     )
