@@ -11,7 +11,7 @@ import numpy as np
 
 from ..common.arrays import Array
 from ..common.compilation import jit
-from ..common.philox import philox
+from ..common.compiled_philox import philox
 from ..common.storage import load
 from ..common.vector_math import log1p_of_nonnegative
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from ..common.arrays import Array, kernel_view
 from ..common.compilation import jit
+from ..common.compiled_philox import philox
 from ..common.parallel import parallel_for
-from ..common.philox import keep_threshold, key_and_offset, philox
+from ..common.philox import keep_threshold, key_and_offset
 from ..common.storage import load, store
 
 # Philox calls per block; four elements each.
