@@ -38,7 +38,9 @@ class CrossEntropySaved:
     logits: Array  # (rows, V)
     targets: Array  # (rows,)
     losses: Array  # (rows,) float32: loss_i, 0 where the target is ignored
-    log_normalizer: Array  # (rows,) float32: lse_i
+    # (2, rows) float32: the row's largest logit, and Σ_v exp(logit_iv − largest); as one number, lse_i, they would be
+    # rounded to the logits' magnitude.
+    normalizer: Array
     count: int  # rows whose target is not ignored
     smoothing: Smoothing
 
@@ -61,7 +63,8 @@ def cross_entropy_forward(
     """Mean cross-entropy in nats.
 
     Args:
-        logits: (rows, V) float32, bfloat16 or float16 (float64 runs the reference).
+        logits: (rows, V) float32, bfloat16 or float16 (float64 runs the reference). −inf excludes a class (with
+            label smoothing the loss is then infinite).
         targets: (rows,) int32 or int64, in [0, V) or `ignore_index`.
         label_smoothing: ε in [0, 1).
         z_loss: weight of lse², which keeps logits from drifting.
@@ -76,8 +79,8 @@ def cross_entropy_forward(
     check(logits=(logits, "rows V"), targets=(targets, "rows", INTEGERS))
     count = _check_targets(targets, logits.shape[1], ignore_index)
     smoothing = _smoothing(label_smoothing, z_loss, ignore_index)
-    loss, losses, log_normalizer = implementation(logits, __package__).forward(logits, targets, smoothing, count)
-    return loss, CrossEntropySaved(logits, targets, losses, log_normalizer, count, smoothing)
+    loss, losses, normalizer = implementation(logits, __package__).forward(logits, targets, smoothing, count)
+    return loss, CrossEntropySaved(logits, targets, losses, normalizer, count, smoothing)
 
 
 def cross_entropy_backward(dloss: Any, saved: CrossEntropySaved, *, dlogits: Array | None = None) -> Array:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows
-from ..common.compilation import jit
+from ..common.arrays import Array, contiguous_rows, result_rows
+from ..common.compilation import jit, jit_exact
 from ..common.parallel import parallel_for
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
@@ -21,23 +21,23 @@ _ZERO = np.float32(0.0)
 
 def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tuple[Any, Array, Array]:
     flat, rows, stride = contiguous_rows(logits)
-    losses, log_normalizer = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    losses, normalizer = np.empty(rows, np.float32), np.empty((2, rows), np.float32)
     parallel_for(
         _forward, rows, flat, stride, logits.shape[1], targets, options.ignore_index,
-        np.float32(options.label_smoothing), np.float32(options.z_loss), losses, log_normalizer, grain=_grain(logits),
+        np.float32(options.label_smoothing), np.float32(options.z_loss), losses, normalizer, grain=_grain(logits),
     )  # fmt: skip
-    return np.float32(losses.sum(dtype=np.float64) / max(count, 1)), losses, log_normalizer
+    return np.float32(losses.sum(dtype=np.float64) / max(count, 1)), losses, normalizer
 
 
 def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
     # In place from here on: a kernel that sees one array vectorises.
     if dlogits.ctypes.data != saved.logits.ctypes.data or dlogits.strides != saved.logits.strides:
         dlogits[...] = saved.logits
-    flat, rows, stride = flat_rows(dlogits)
+    flat, rows, stride = result_rows("dlogits", dlogits)
     options = saved.smoothing
     parallel_for(
         _backward, rows, flat, stride, dlogits.shape[1], saved.targets, options.ignore_index,
-        np.float32(options.label_smoothing), np.float32(options.z_loss), saved.log_normalizer,
+        np.float32(options.label_smoothing), np.float32(options.z_loss), saved.normalizer,
         np.float32(dloss / max(saved.count, 1)), grain=_grain(dlogits),
     )  # fmt: skip
 
@@ -54,35 +54,44 @@ def _grain(logits: Array) -> int:
     return grain
 
 
+@jit_exact
+def _plain_loss(largest: Any, total: Any, hit: Any) -> Any:
+    # Both terms are small where the loss is; lse − hit would round to the logits' magnitude first.
+    return log(total) - (hit - largest)
+
+
 @jit
 def _forward(
     logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, losses: Any,
-    log_normalizer: Any, begin: int, end: int,
+    normalizer: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     for row in range(begin, end):
         at = row * stride
         largest = np.float32(-np.inf)
         for j in range(width):
             largest = maximum(largest, load(logits, at + j))
-        total, plain = _ZERO, _ZERO
+        total, below = _ZERO, _ZERO
         for j in range(width):
-            logit = load(logits, at + j)
-            total += exp_of_nonpositive(logit - largest)
-            plain += logit
-        normalizer = largest + log(total)
-        log_normalizer[row] = normalizer
+            difference = load(logits, at + j) - largest
+            total += exp_of_nonpositive(difference)
+            below += difference
+        normalizer[0, row] = largest
+        normalizer[1, row] = total
         target = targets[row]
         if target == ignore_index:
             losses[row] = _ZERO
         else:
             hit = load(logits, at + target)
-            mean = plain / np.float32(width)
-            losses[row] = (normalizer - hit) + smoothing * (hit - mean) + z * normalizer * normalizer
+            lse = largest + log(total)
+            loss = _plain_loss(largest, total, hit) + z * lse * lse
+            if smoothing > _ZERO:
+                loss += smoothing * ((hit - largest) - below / np.float32(width))
+            losses[row] = loss
 
 
 @jit
 def _backward(
-    logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, log_normalizer: Any,
+    logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, normalizer: Any,
     scale: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     share = smoothing / np.float32(width)
@@ -92,13 +101,13 @@ def _backward(
             for j in range(width):
                 store(logits, at + j, _ZERO)
         else:
-            normalizer = log_normalizer[row]
-            factor = scale * (np.float32(1.0) + np.float32(2.0) * z * normalizer)
+            largest, total = normalizer[0, row], normalizer[1, row]
+            factor = scale * (np.float32(1.0) + np.float32(2.0) * z * (largest + log(total))) / total
             # The target's entry is formed before it is rounded to the storage dtype.
-            hit = exp_of_nonpositive(load(logits, at + targets[row]) - normalizer) * factor
+            hit = exp_of_nonpositive(load(logits, at + targets[row]) - largest) * factor
             for j in range(width):
-                p = exp_of_nonpositive(load(logits, at + j) - normalizer)
-                store(logits, at + j, p * factor - scale * share)
+                weight = exp_of_nonpositive(load(logits, at + j) - largest)
+                store(logits, at + j, weight * factor - scale * share)
             store(logits, at + targets[row], hit - scale * (share + np.float32(1.0) - smoothing))
 
 

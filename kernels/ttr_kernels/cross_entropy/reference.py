@@ -17,15 +17,19 @@ def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tu
     lse = np.logaddexp.reduce(logits, axis=1)
     hit = logits[np.arange(len(logits)), np.where(counted, targets, 0)]
     smooth = options.label_smoothing
-    losses = lse - (1 - smooth) * hit - smooth * logits.mean(axis=1) + options.z_loss * lse**2
+    losses = lse - (1 - smooth) * hit + options.z_loss * lse**2
+    if smooth > 0:
+        losses -= smooth * logits.mean(axis=1)
     losses = np.where(counted, losses, 0.0)
-    return np.float64(losses.sum() / max(count, 1)), losses, lse
+    largest = logits.max(axis=1)
+    return np.float64(losses.sum() / max(count, 1)), losses, np.stack([largest, np.exp(lse - largest)])
 
 
 def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
     options, rows = saved.smoothing, np.arange(len(dlogits))
     counted = saved.targets != options.ignore_index
-    lse = saved.log_normalizer[:, None]
+    largest, total = saved.normalizer[:, :, None]
+    lse = largest + np.log(total)
     gradient = np.exp(saved.logits - lse) * (1 + 2 * options.z_loss * lse)
     gradient -= options.label_smoothing / dlogits.shape[1]
     gradient[rows, np.where(counted, saved.targets, 0)] -= 1 - options.label_smoothing
