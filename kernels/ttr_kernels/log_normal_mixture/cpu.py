@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows
+from ..common.arrays import Array, contiguous_rows, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.storage import load, store
@@ -34,12 +34,12 @@ def backward(
     w, rows, w_stride = contiguous_rows(saved.weight_logits)
     m, _, m_stride = contiguous_rows(saved.means)
     s, _, s_stride = contiguous_rows(saved.log_scales)
-    dw, _, dw_stride = flat_rows(dweight_logits)
-    dm, _, dm_stride = flat_rows(dmeans)
-    ds, _, ds_stride = flat_rows(dlog_scales)
+    dw, _, dw_stride = result_rows("dweight_logits", dweight_logits)
+    dm, _, dm_stride = result_rows("dmeans", dmeans)
+    ds, _, ds_stride = result_rows("dlog_scales", dlog_scales)
     parallel_for(
-        _backward, rows, dnll.astype(np.float32, copy=False), saved.log_gaps, saved.nll, w, w_stride, m, m_stride,
-        s, s_stride, saved.means.shape[1], dw, dw_stride, dm, dm_stride, ds, ds_stride, grain=_GRAIN,
+        _backward, rows, dnll.astype(np.float32, copy=False), saved.log_gaps, w, w_stride, m, m_stride, s, s_stride,
+        saved.means.shape[1], dw, dw_stride, dm, dm_stride, ds, ds_stride, grain=_GRAIN,
     )  # fmt: skip
 
 
@@ -52,6 +52,20 @@ def _log_sum_exp(x: Any, at: int, width: int) -> Any:
     for k in range(width):
         total += exp_of_nonpositive(load(x, at + k) - largest)
     return largest + log(total)
+
+
+@jit
+def _to_weights(x: Any, width: int) -> None:
+    """x = softmax(x), in place: differences to the largest, since a far gap's log-likelihoods are large and alike."""
+    largest = np.float32(-np.inf)
+    for k in range(width):
+        largest = maximum(largest, x[k])
+    total = np.float32(0.0)
+    for k in range(width):
+        x[k] = exp_of_nonpositive(x[k] - largest)
+        total += x[k]
+    for k in range(width):
+        x[k] /= total
 
 
 @jit
@@ -72,20 +86,26 @@ def _forward(
 
 @jit
 def _backward(
-    dnll: Any, log_gaps: Any, nll: Any, w: Any, w_stride: int, m: Any, m_stride: int, s: Any, s_stride: int, width: int,
+    dnll: Any, log_gaps: Any, w: Any, w_stride: int, m: Any, m_stride: int, s: Any, s_stride: int, width: int,
     dw: Any, dw_stride: int, dm: Any, dm_stride: int, ds: Any, ds_stride: int, begin: int, end: int,
 ) -> None:  # fmt: skip
+    weights, shares = np.empty(width, np.float32), np.empty(width, np.float32)
+    deviations, inverses = np.empty(width, np.float32), np.empty(width, np.float32)
     for row in range(begin, end):
         log_gap = np.float32(log_gaps[row])
-        weights = _log_sum_exp(w, row * w_stride, width)
-        # log Σ exp(joint) as the forward had it.
-        total = weights + log_gap + _HALF_LOG_2PI - nll[row]
-        d = dnll[row]
         for k in range(width):
-            logit, log_scale = load(w, row * w_stride + k), load(s, row * s_stride + k)
+            log_scale = load(s, row * s_stride + k)
             inverse = exp(-log_scale)
             z = (log_gap - load(m, row * m_stride + k)) * inverse
-            share = exp(logit - _HALF * z * z - log_scale - total)
-            store(dw, row * dw_stride + k, d * (exp(logit - weights) - share))
-            store(dm, row * dm_stride + k, -d * share * z * inverse)
+            weights[k] = load(w, row * w_stride + k)
+            shares[k] = weights[k] - _HALF * z * z - log_scale
+            deviations[k] = z
+            inverses[k] = inverse
+        _to_weights(weights, width)
+        _to_weights(shares, width)
+        d = dnll[row]
+        for k in range(width):
+            share, z = shares[k], deviations[k]
+            store(dw, row * dw_stride + k, d * (weights[k] - share))
+            store(dm, row * dm_stride + k, -d * share * z * inverses[k])
             store(ds, row * ds_stride + k, d * share * (np.float32(1.0) - z * z))
