@@ -38,7 +38,7 @@ class TimeBias:
 
     Attributes:
         rate: (H,) float32 (float64 for the reference), used as it is: positive values decay.
-        tau: (H,) like rate, positive: the time scale, in the unit of the times.
+        tau: (H,) like rate, positive: the time scale, in the unit of the times. No Δt / tau may overflow float32.
         kind: "linear" for φ(u) = u, "log" for φ(u) = log(1 + u).
     """
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, flat_rows, kernel_view
+from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
 from ..common.parallel import parallel_for
 from ..common.philox import keep_threshold, key_and_offset
 from ..common.scratch import thread_scratch
@@ -31,12 +31,13 @@ def forward(
 ) -> Array:  # fmt: skip
     options = _options(q, k, scale, visibility, time_bias, dropout)
     rows_q, rows_k, rows_v = _rows(q), _rows(k), _rows(v)
-    rows_out = Rows(*flat_rows(out, 2)[::2])
+    rows_out = Rows(*result_rows("out", out, 2)[::2])
     log_normalizer = np.empty((int(visibility.query_offsets[-1]), options.heads), np.float32)
     group = options.heads // options.kv_heads
     chunk = max(QUERIES, _CHUNK_FLOATS // (group * padded(options.dim)) // QUERIES * QUERIES)
     units = _forward_units(visibility.query_offsets, options.kv_heads, chunk)
-    shared = (*_time_arrays(times, key_times, time_bias), options, key_and_offset(dropout.seed, dropout.offset))
+    key = key_and_offset(dropout.seed, dropout.offset)
+    shared = (*_time_arrays(times, key_times, time_bias, visibility), options, key)
     floats = forward_floats(min(chunk, padded(_longest(visibility.query_offsets))), group, padded(options.dim))
 
     def run(begin: int, end: int) -> None:
@@ -69,9 +70,9 @@ def backward(
     partial_dq = np.zeros((splits, total, options.heads, width), np.float32)
     bias_sums = np.zeros((len(units), group, 2), np.float64)
     inputs = (_rows(saved.q), _rows(saved.k), _rows(saved.v), rows_do, saved.log_normalizer, dots)
-    times = _time_arrays(saved.times, saved.key_times, saved.time_bias)
+    times = _time_arrays(saved.times, saved.key_times, saved.time_bias, visibility)
     key = key_and_offset(dropout.seed, dropout.offset)
-    results = (partial_dq, Rows(*flat_rows(dk, 2)[::2]), Rows(*flat_rows(dv, 2)[::2]), bias_sums)
+    results = (partial_dq, Rows(*result_rows("dk", dk, 2)[::2]), Rows(*result_rows("dv", dv, 2)[::2]), bias_sums)
 
     def run(begin: int, end: int) -> None:
         backward_units(
@@ -80,7 +81,7 @@ def backward(
         )  # fmt: skip
 
     parallel_for(run, len(units), grain=_grain(len(units)), even=False)
-    rows_dq = Rows(*flat_rows(dq, 2)[::2])
+    rows_dq = Rows(*result_rows("dq", dq, 2)[::2])
     parallel_for(add_query_gradients, total, partial_dq, rows_dq, options.dim, options.scale, grain=64)
     if gradient is not None:
         _add_bias_gradients(bias_sums, units[:, 1], gradient)
@@ -107,12 +108,29 @@ def _options(
     )
 
 
-def _time_arrays(times: Array | None, key_times: Array | None, bias: TimeBias | None) -> tuple[Array, ...]:
+def _time_arrays(
+    times: Array | None, key_times: Array | None, bias: TimeBias | None, visibility: Visibility
+) -> tuple[Array, ...]:
     """(times, key times, rate, tau) as the kernels take them: empty where there is no bias."""
     if bias is None or times is None or key_times is None:
         nothing = np.empty(0, np.float64)
         return nothing, nothing, nothing.astype(np.float32), nothing.astype(np.float32)
+    if bias.kind == "linear" and times is not key_times:
+        times = _newest_key_times(times, key_times, visibility)
     return kernel_view(times), kernel_view(key_times), kernel_view(bias.rate), kernel_view(bias.tau)
+
+
+def _newest_key_times(times: Array, key_times: Array, visibility: Visibility) -> Array:
+    """The time of the newest key that each query sees, or its own if it sees none.
+
+    A softmax does not see what is added to a whole row, and a linear bias adds −rate · (t_i − t_newest) / tau to it.
+    Left in, and far from all keys, that would dwarf the logits' differences in float32.
+    """
+    lengths = np.diff(visibility.query_offsets)
+    first = np.repeat(visibility.key_offsets[:-1], lengths)
+    newest = np.arange(len(times)) + np.repeat(visibility.key_offsets[1:] - visibility.query_offsets[1:], lengths)
+    sees = newest >= first
+    return np.where(sees, key_times[np.where(sees, newest, 0)] if len(key_times) else times, times)
 
 
 def _longest(offsets: Array) -> int:
