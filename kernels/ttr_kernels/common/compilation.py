@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -53,10 +54,12 @@ def _compile(function: Callable[..., Any], fastmath: frozenset[str], **options: 
 
 @functools.cache
 def cache_directory() -> Path | None:
-    """Where compiled kernels are kept: `TTR_CACHE_DIR`, else `~/.cache/ttr-gpu`; None if neither can be written.
+    """Where compiled kernels are kept: `TTR_CACHE_DIR`, else `~/.cache/ttr-gpu`; None if no folder can be written.
 
-    The folder's name holds a hash of the sources that are compiled. numba itself notices only a change of the file that a
-    function stands in, not of what it calls in other files, and would run stale code.
+    The folder's name holds a hash of the sources that are compiled. numba itself notices only a change of the file that
+    a function stands in, not of what it calls in other files, and would run stale code.
+
+    Failing both, a folder in the shared temporary one, if it is this user's alone: what is read from it is executed.
     """
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(numba.__version__.encode())
@@ -64,11 +67,15 @@ def cache_directory() -> Path | None:
         if source.name not in _NOT_COMPILED and "cuda" not in source.relative_to(package).parts:
             digest.update(source.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
-    for root in (Path(os.environ.get("TTR_CACHE_DIR") or home), Path(tempfile.gettempdir()) / f"ttr-gpu-{os.getuid()}"):
+    shared = Path(tempfile.gettempdir()) / f"ttr-gpu-{os.getuid()}"
+    for root in (Path(os.environ.get("TTR_CACHE_DIR") or home).expanduser(), shared):
         directory = root / f"numba-{digest.hexdigest()[:16]}"
         try:
+            root.mkdir(mode=0o700 if root == shared else 0o777, parents=True, exist_ok=True)
+            if root == shared and not _is_private(root):
+                continue
             new = not directory.exists()
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(exist_ok=True)
             if not os.access(directory, os.W_OK):
                 continue
             if new:
@@ -77,6 +84,11 @@ def cache_directory() -> Path | None:
             continue
         return directory
     return None
+
+
+def _is_private(directory: Path) -> bool:
+    status = directory.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _remove_stale(root: Path, days: int = 30) -> None:
