@@ -36,6 +36,7 @@ class _Worker:
         self._start.acquire()
         self._done.acquire()
         self._task: Callable[[], None] = _nothing
+        self._finished = True
         threading.Thread(target=self._loop, name="ttr-kernels", daemon=True).start()
 
     def _loop(self) -> None:
@@ -43,14 +44,20 @@ class _Worker:
             self._start.acquire()
             self._task()
             self._task = _nothing
-            self._done.release()
+            self._finished = True
+            # Free already if an earlier wait ended without it.
+            with contextlib.suppress(RuntimeError):
+                self._done.release()
 
     def begin(self, task: Callable[[], None]) -> None:
         self._task = task
+        self._finished = False
         self._start.release()
 
     def wait(self) -> None:
-        self._done.acquire()
+        # The lock only wakes; the flag decides, so that a Ctrl-C between any two steps loses nothing.
+        while not self._finished:
+            self._done.acquire()
 
 
 def _nothing() -> None:
@@ -121,11 +128,13 @@ def parallel_for(kernel: Callable[..., Any], count: int, *arguments: Any, grain:
         while len(_workers) < threads - 1:
             _workers.append(_Worker())
         helpers = _workers[: threads - 1]
-        for worker in helpers:
-            worker.begin(work)
-        work()
-        for worker in helpers:
-            _wait_uninterrupted(worker, errors)
+        try:
+            for worker in helpers:
+                worker.begin(work)
+            work()
+        finally:
+            for worker in helpers:
+                _wait_uninterrupted(worker, errors)
     finally:
         _busy.release()
     if errors:
