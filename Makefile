@@ -35,7 +35,7 @@ lint: $(BIN)/.dev
 
 bench: $(BIN)/.dev
 	$(BIN)/ttr-gpu bench kernels
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python -m benchmarks step
 
 docs: $(BIN)/.dev
 	$(BIN)/python -m pytest tests/test_documentation.py

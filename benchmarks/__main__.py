@@ -1,0 +1,20 @@
+"""`python -m benchmarks`: one sub-command for each comparison, in a file of its own."""
+
+from __future__ import annotations
+
+import click
+
+from .attention_memory import attention_memory
+from .step import step
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Comparisons that run on any machine; results are written to benchmarks/results."""
+
+
+main.add_command(step)
+main.add_command(attention_memory)
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

@@ -1,0 +1,160 @@
+"""Contenders in processes of their own, called in turns; and what a result file says of the machine."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).with_name("results")
+
+
+class Call(NamedTuple):
+    """One call of a contender."""
+
+    seconds: float
+    cpu_seconds: float  # of all threads of its process
+    value: Any  # what it returned
+
+
+class Contender:
+    """A process that makes a function and then calls it on command.
+
+    Args:
+        name: for messages and results.
+        make: a function of a module, `make(*arguments) -> function to be timed`; it runs in the new process.
+
+    A process each, because OpenMP's threads spin for a while after their last loop, and would take the cores from
+    whoever runs next in the same process. Between commands a contender sleeps in a read from its pipe, and every turn
+    begins with a call that does not count (see `take_turns`), which outlasts the spinning of the other's threads. How
+    OpenMP waits is left at its default, which is the fastest for a library that runs alone.
+    """
+
+    def __init__(self, name: str, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+        for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+            os.environ.pop(variable, None)
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def call(self, count: int) -> list[Call]:
+        """Call it so many times. RuntimeError with the contender's traceback if it fails."""
+        try:
+            self._pipe.send(count)
+            answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join(5)
+            raise RuntimeError(f"{self.name}: its process ended with code {self._process.exitcode}") from None
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.name}:\n{answer}")
+        return [Call(*call) for call in answer]
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pipe.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.terminate()
+
+
+def _serve(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: Sequence[Any]) -> None:
+    try:
+        function = make(*arguments)
+        while True:
+            calls = []
+            for _ in range(pipe.recv()):
+                begin, cpu_begin = time.perf_counter(), time.process_time()
+                value = function()
+                calls.append((time.perf_counter() - begin, time.process_time() - cpu_begin, value))
+            pipe.send(calls)
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception:
+        pipe.send(traceback.format_exc())
+
+
+def take_turns(contenders: Sequence[Contender], *, turns: int, calls: int) -> list[list[list[Call]]]:
+    """A, B, A, B, ...: whatever else slows the machine down for a while slows both. -> [contender][turn][call]
+
+    The first call of each turn finds the caches full of the other's data and does not count.
+    """
+    results: list[list[list[Call]]] = [[] for _ in contenders]
+    for _ in range(turns):
+        for contender, result in zip(contenders, results, strict=True):
+            result.append(contender.call(1 + calls)[1:])
+    return results
+
+
+class Spread(NamedTuple):
+    """Median and quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        if len(values) == 1:
+            return Spread(values[0], values[0], values[0])
+        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+        return Spread(median, lower, upper)
+
+
+def ratio(slower: Sequence[Sequence[Call]], faster: Sequence[Sequence[Call]]) -> Spread:
+    """Time over time, turn by turn: each turn's median beside that of the turn next to it."""
+    medians = [[statistics.median(call.seconds for call in turn) for turn in turns] for turns in (slower, faster)]
+    return Spread.of([a / b for a, b in zip(*medians, strict=True)])
+
+
+def machine() -> dict[str, Any]:
+    """The processor, and how much of it this process may use."""
+    from ttr_kernels.common.parallel import available_cores
+
+    return {"cpu": _cpu(), "cores": available_cores(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python, of this project, and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in ("ttr-gpu", "numpy", "numba", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def result_file(name: str) -> Path:
+    """results/<name>-<processor>-<date>.json"""
+    processor = re.sub(r"[^a-z0-9]+", "-", _cpu().lower()).strip("-")
+    return RESULTS / f"{name}-{processor}-{time.strftime('%Y-%m-%d')}.json"
+
+
+def write_result(path: Path, name: str, result: dict[str, Any], *packages: str) -> None:
+    """Write a result with what it was measured on, and say where."""
+    described = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**described, "versions": versions(*packages), **result}, indent=2) + "\n")
+    print(f"written: {os.path.relpath(path)}")
