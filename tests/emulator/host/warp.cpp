@@ -190,20 +190,17 @@ void meet(Operation operation, unsigned mask, int detail, const void* where) {
   Meeting* unused = nullptr;
   for (Meeting& each : meetings[warp]) {
     if (!each.arrived) unused = &each;
-    else if (each.mask & mask) meeting = &each;
+    else if (each.operation == operation && each.mask == mask && each.detail == detail) meeting = &each;
   }
   if (!meeting) {
     if (!unused) unused = &meetings[warp].emplace_back();
     meeting = unused;
-    meeting->operation = operation;
-    meeting->mask = mask;
-    meeting->detail = detail;
-    meeting->arrived = 0;
-    meeting->clock.assign(machine.thread_count, 0);
+    *meeting = {operation, mask, 0, detail, std::vector<uint32_t>(machine.thread_count)};
   }
-  if (meeting->operation != operation || meeting->mask != mask || meeting->detail != detail)
-    fail("divergent warp", where, "%s with mask %08x meets %s with mask %08x", name, mask,
-         names[static_cast<int>(meeting->operation)], meeting->mask);
+  for (const Meeting& other : meetings[warp])  // each waits for a lane that waits in the other: neither can end
+    if (&other != meeting && (other.arrived & mask) && (other.mask & (meeting->arrived | 1u << lane)))
+      fail("divergent warp", where, "%s with mask %08x while other lanes of it are at %s with mask %08x", name, mask,
+           names[static_cast<int>(other.operation)], other.mask);
   if (operation == Operation::sync) release(me, meeting->clock);
   meeting->arrived |= 1u << lane;
   if (meeting->arrived != mask) {
