@@ -26,7 +26,8 @@ class Optimizer:
 
     def gradient_norm(self) -> float:
         """Norm of all gradients; NaN or infinite where any gradient is."""
-        return global_norm([self.model.flat.gradients])
+        norm: float = global_norm([self.model.flat.gradients])
+        return norm
 
     def update(self, step: int, rate: float, norm: float, scale: float = 1.0) -> None:
         """One step with gradients times `scale`, clipped; `norm` is theirs before scaling."""

@@ -1,11 +1,18 @@
-"""Array checks, the choice of implementation, and the flat views that compiled kernels work on."""
+"""Array checks, the choice of implementation, and the flat views that compiled kernels work on.
+
+NumPy arrays are computed on the CPU, CuPy arrays on their GPU. An array's kind is told by its type's module:
+nothing here imports CuPy, which is loaded already if there is an array of its own.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterable
+import math
+import sys
+from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +31,9 @@ INT64: DType = np.dtype(np.int64)
 FLOATS = (FLOAT32, BFLOAT16, FLOAT16, FLOAT64)
 INTEGERS = (INT32, INT64)
 
+# The version that NumPy arrays run; a test that executes GPU kernels on the host says "gpu" (see cuda/launch.py).
+numpy_version = "cpu"
+
 
 def check(**arguments: tuple[Any, str] | tuple[Any, str, Iterable[DType]]) -> dict[str, int]:
     """Check kinds, shapes and dtypes of named arrays, and return the sizes of the named dimensions.
@@ -33,15 +43,22 @@ def check(**arguments: tuple[Any, str] | tuple[Any, str, Iterable[DType]]) -> di
     are the floating-point ones. Arrays that are None are passed over.
 
     Raises:
-        TypeError: an argument is no NumPy array, or its dtype is not allowed.
-        ValueError: a shape does not fit; the message names the argument, what was got and what was expected.
+        TypeError: an argument is no array, is of another kind than the first, or its dtype is not allowed.
+        ValueError: a shape does not fit, or an array is on another GPU than the first; the message names the argument,
+            what was got and what was expected.
     """
     sizes: dict[str, int] = {}
+    first_name, first = "", None
     for name, (array, pattern, *rest) in arguments.items():
         if array is None:
             continue
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name}: got {_kind_name(array)}, expected numpy.ndarray{_remedy(array)}")
+        if first is None:
+            if not is_array(array):
+                expected = "numpy.ndarray (convert with numpy.asarray) or cupy.ndarray"
+                raise TypeError(f"{name}: got {_kind_name(array)}, expected {expected}")
+            first_name, first = name, array
+        else:
+            _check_same_kind(name, array, first_name, first)
         dtypes = tuple(rest[0]) if rest else FLOATS
         if array.dtype not in dtypes:
             raise TypeError(f"{name}: got dtype {array.dtype}, expected {' or '.join(str(d) for d in dtypes)}")
@@ -62,24 +79,32 @@ def check(**arguments: tuple[Any, str] | tuple[Any, str, Iterable[DType]]) -> di
     return sizes
 
 
-def check_out(name: str, out: Array | None, shape: tuple[int, ...], dtype: DType) -> Array:
-    """`out` if it has the shape and dtype that the result needs, a new array if it is None; ValueError otherwise."""
+def check_out(name: str, out: Array | None, shape: tuple[int, ...], dtype: DType, like: Array | None = None) -> Array:
+    """`out` if it has the shape and dtype that the result needs, a new array if it is None; ValueError otherwise.
+
+    The result is of the kind of `like` (NumPy's, if that is None too) and on its device.
+    """
     if out is None:
-        return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray):
+        made: Array = array_module(like).empty(shape, dtype)
+        return made
+    if like is not None:
+        _check_same_kind(name, out, "the input", like)
+    elif not isinstance(out, np.ndarray):
         raise TypeError(f"{name}: got {_kind_name(out)}, expected numpy.ndarray")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"{name}: got shape {out.shape} of {out.dtype}, expected {shape} of {dtype}")
-    if not out.flags.writeable:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(f"{name}: got a read-only array, expected one that can be written")
     return out
 
 
 def check_same_dtype(**arrays: Array | None) -> DType:
-    """The one dtype of the arrays (None is passed over); TypeError naming the first that differs."""
+    """The one dtype of the arrays (None is passed over), which are also of one kind; TypeError naming the first that
+    differs."""
     given = [(name, array) for name, array in arrays.items() if array is not None]
     first_name, first = given[0]
     for name, array in given[1:]:
+        _check_same_kind(name, array, first_name, first)
         if array.dtype != first.dtype:
             raise TypeError(f"{name}: got dtype {array.dtype}, expected {first.dtype} like {first_name}")
     return first.dtype
@@ -91,18 +116,104 @@ def check_parameter(name: str, parameter: Array, dtype: DType) -> None:
         raise TypeError(f"{name}: got dtype {parameter.dtype}, expected {_parameter_dtypes(dtype)}")
 
 
-def check_parameter_gradient(name: str, gradient: Array | None, shape: tuple[int, ...], dtype: DType) -> Array:
+def check_parameter_gradient(
+    name: str, gradient: Array | None, shape: tuple[int, ...], dtype: DType, like: Array | None = None
+) -> Array:
     """The gradient to accumulate into, zeros if None: float32, or float64 where the activations are float64."""
     wanted = FLOAT64 if dtype == FLOAT64 else FLOAT32
-    return np.zeros(shape, wanted) if gradient is None else check_out(name, gradient, shape, wanted)
+    if gradient is None:
+        zeros: Array = array_module(like).zeros(shape, wanted)
+        return zeros
+    return check_out(name, gradient, shape, wanted, like)
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of NumPy's or CuPy's."""
+    return isinstance(value, np.ndarray) or _is_cupy(value)
+
+
+def on_gpu(array: Array) -> bool:
+    """Whether operations on this array run as GPU kernels: on a GPU, or (in tests) on the emulator of one."""
+    return numpy_version == "gpu" if isinstance(array, np.ndarray) else True
+
+
+def array_module(like: Array | None) -> ModuleType:
+    """NumPy or CuPy, whichever the array belongs to (NumPy for None)."""
+    return np if like is None or isinstance(like, np.ndarray) else sys.modules["cupy"]
 
 
 def implementation(array: Array, package: str) -> ModuleType:
     """The module of `package` that computes on arrays like this one: the whole dispatch.
 
-    float64 goes to `reference` (the oracle doubles as the exact, slow path), other dtypes to `cpu`.
+    NumPy arrays of float64 go to `reference` (the oracle doubles as the exact, slow path), of other dtypes to `cpu`;
+    CuPy arrays go to `gpu`.
+
+    Raises:
+        TypeError: a CuPy array of float64.
+        NotImplementedError: the operation has no GPU version; the message names it.
     """
-    return importlib.import_module(f"{package}.{'reference' if array.dtype == FLOAT64 else 'cpu'}")
+    if isinstance(array, np.ndarray):
+        version = "reference" if array.dtype == FLOAT64 else numpy_version
+        if version != "gpu":
+            return importlib.import_module(f"{package}.{version}")
+    elif array.dtype == FLOAT64:
+        raise TypeError(
+            "got a cupy.ndarray of float64, expected float32, bfloat16 or float16 (float64 runs the reference, on "
+            "NumPy arrays: convert with cupy.asnumpy)"
+        )
+    try:
+        return importlib.import_module(f"{package}.gpu")
+    except ModuleNotFoundError as error:
+        if error.name != f"{package}.gpu":
+            raise
+        operation = package.rpartition(".")[2]
+        raise NotImplementedError(
+            f"{operation}: has no GPU version yet; convert its arrays with cupy.asnumpy to compute it on the CPU"
+        ) from None
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+# Types of arguments that are passed on as they are; others are looked at once and then added.
+_as_they_are: set[type] = {np.ndarray, type(None), bool, int, float, str}
+
+
+def takes_cuda_arrays(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a public function take any CUDA array that speaks DLPack or `__cuda_array_interface__` (of PyTorch, numba,
+    JAX, ...): it arrives as a CuPy array of the same memory. Results that are not given are CuPy arrays."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for value in args:
+            if type(value) not in _as_they_are:
+                break
+        else:
+            for value in kwargs.values():
+                if type(value) not in _as_they_are:
+                    break
+            else:
+                return function(*args, **kwargs)
+        converted = {name: _view_of_cuda_array(value) for name, value in kwargs.items()}
+        return function(*map(_view_of_cuda_array, args), **converted)
+
+    return call
+
+
+def _view_of_cuda_array(value: Any) -> Any:
+    kind = type(value)
+    if kind in _as_they_are:
+        return value
+    speaks_dlpack, has_interface = hasattr(kind, "__dlpack_device__"), hasattr(kind, "__cuda_array_interface__")
+    if is_array(value) or not (speaks_dlpack or has_interface):
+        _as_they_are.add(kind)
+        return value
+    if speaks_dlpack and int(value.__dlpack_device__()[0]) != _DLPACK_CUDA:
+        return value
+    cupy = importlib.import_module("cupy")
+    if kind.__module__.split(".")[0] == "torch" and str(value.dtype) == "torch.bfloat16":
+        # CuPy's bfloat16 is ml_dtypes', for which DLPack is not told of by all versions.
+        return cupy.from_dlpack(value.view(sys.modules["torch"].int16)).view(BFLOAT16)
+    return cupy.from_dlpack(value) if speaks_dlpack else cupy.asarray(value)
 
 
 def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
@@ -115,8 +226,8 @@ def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
     split = array.ndim - inner
     lead, rest = array.shape[:split], array.shape[split:]
     item = array.itemsize
-    if array.size == 0:
-        return _kernel_dtype(np.empty(0, array.dtype)), int(np.prod(lead)), int(np.prod(rest))
+    if array.size == 0 or array.flags.c_contiguous:
+        return _kernel_dtype(array.reshape(-1)), math.prod(lead), math.prod(rest)
     expected = item
     for size, stride in zip(reversed(rest), reversed(array.strides[split:]), strict=True):
         if size != 1 and stride != expected:
@@ -134,6 +245,9 @@ def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
         rows *= size
     if stride < row or stride % item:
         raise ValueError("rows overlap or run backwards")
+    if not isinstance(array, np.ndarray):
+        # Kernels on a GPU need no more than the address of the first element.
+        return array, rows, stride // item
     flat = np.lib.stride_tricks.as_strided(array, ((rows - 1) * (stride // item) + row // item,), (item,))
     return _kernel_dtype(flat), rows, stride // item
 
@@ -143,7 +257,7 @@ def contiguous_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
     try:
         return flat_rows(array, inner)
     except ValueError:
-        return flat_rows(np.ascontiguousarray(array), inner)
+        return flat_rows(array_module(array).ascontiguousarray(array), inner)
 
 
 def result_rows(name: str, array: Array, inner: int = 1) -> tuple[Array, int, int]:
@@ -159,10 +273,12 @@ def result_rows(name: str, array: Array, inner: int = 1) -> tuple[Array, int, in
 
 def kernel_view(array: Array) -> Array:
     """A C-contiguous array (copied only if it is not) in the dtype that compiled kernels know."""
-    return _kernel_dtype(np.ascontiguousarray(array))
+    return _kernel_dtype(array_module(array).ascontiguousarray(array))
 
 
 def _kernel_dtype(array: Array) -> Array:
+    if not isinstance(array, np.ndarray):
+        return array
     # numba knows neither 16-bit float on the CPU: bfloat16 travels as uint16 and float16 as int16, told apart by
     # signedness, and storage.load/store convert.
     if array.dtype == BFLOAT16:
@@ -176,11 +292,28 @@ def _parameter_dtypes(dtype: DType) -> str:
     return str(dtype) if dtype in (FLOAT32, FLOAT64) else f"float32 or {dtype}"
 
 
+_DLPACK_CUDA = 2
+
+
+def _is_cupy(value: Any) -> bool:
+    kind = type(value)
+    return kind.__name__ == "ndarray" and kind.__module__.split(".")[0] == "cupy"
+
+
+def _check_same_kind(name: str, array: Any, first_name: str, first: Any) -> None:
+    if type(array) is np.ndarray and type(first) is np.ndarray:
+        return
+    if isinstance(first, np.ndarray):
+        if not isinstance(array, np.ndarray):
+            remedy = " (convert with cupy.asnumpy)" if _is_cupy(array) else " (convert with numpy.asarray)"
+            raise TypeError(f"{name}: got {_kind_name(array)}, expected numpy.ndarray like {first_name}{remedy}")
+    elif not _is_cupy(array):
+        raise TypeError(
+            f"{name}: got {_kind_name(array)}, expected cupy.ndarray like {first_name} (convert with cupy.asarray)"
+        )
+    elif array.device != first.device:
+        raise ValueError(f"{name}: got an array on {array.device}, expected one on {first.device} like {first_name}")
+
+
 def _kind_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-
-
-def _remedy(value: Any) -> str:
-    if type(value).__module__.split(".")[0] == "cupy":
-        return " (this release computes on the CPU: convert with cupy.asnumpy)"
-    return " (convert with numpy.asarray)"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.arrays import (
+    FLOAT64,
     INTEGERS,
     Array,
     check,
@@ -19,6 +20,8 @@ from ..common.arrays import (
     check_parameter,
     check_parameter_gradient,
     implementation,
+    on_gpu,
+    takes_cuda_arrays,
 )
 
 
@@ -41,7 +44,8 @@ class CrossEntropySaved:
     # (2, rows) float32: the row's largest logit, and Σ_v exp(logit_iv − largest); as one number, lse_i, they would be
     # rounded to the logits' magnitude.
     normalizer: Array
-    count: int  # rows whose target is not ignored
+    # Rows whose target is not ignored: an int, or on a GPU an int32 array of shape (), which has not been waited for.
+    count: Any
     smoothing: Smoothing
 
 
@@ -51,12 +55,13 @@ class LinearCrossEntropySaved:
 
     losses: Array  # (rows,) float32, 0 where the target is ignored
     best: Array  # (rows,) int32: the most probable class
-    count: int
+    count: Any  # as above
     dx: Array | None  # (rows, C) like x; None without gradients
     dweight: Array | None  # (V, C) float32
     dbias: Array | None  # (V,) float32
 
 
+@takes_cuda_arrays
 def cross_entropy_forward(
     logits: Array, targets: Array, *, ignore_index: int = -1, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Any, CrossEntropySaved]:
@@ -70,19 +75,20 @@ def cross_entropy_forward(
         z_loss: weight of lse², which keeps logits from drifting.
 
     Returns:
-        (loss, saved): a float32 scalar; `saved.losses` has the loss of each row.
+        (loss, saved): a float32 scalar, on a GPU an array of shape (); `saved.losses` has the loss of each row.
 
     Raises:
         TypeError, ValueError: an array of the wrong kind, shape or dtype, a target outside the vocabulary (its position
-            and value are named), or an option out of range.
+            and value are named; on a GPU, where to look would be to wait, the loss is NaN), or an option out of range.
     """
     check(logits=(logits, "rows V"), targets=(targets, "rows", INTEGERS))
-    count = _check_targets(targets, logits.shape[1], ignore_index)
+    count = _check_targets(targets, logits.shape[1], ignore_index, logits)
     smoothing = _smoothing(label_smoothing, z_loss, ignore_index)
     loss, losses, normalizer = implementation(logits, __package__).forward(logits, targets, smoothing, count)
     return loss, CrossEntropySaved(logits, targets, losses, normalizer, count, smoothing)
 
 
+@takes_cuda_arrays
 def cross_entropy_backward(dloss: Any, saved: CrossEntropySaved, *, dlogits: Array | None = None) -> Array:
     """dlogit_iv = dloss / count · ( p_iv (1 + 2 z lse_i) − (1 − ε) [v = target_i] − ε / V ), 0 in ignored rows.
 
@@ -91,11 +97,12 @@ def cross_entropy_backward(dloss: Any, saved: CrossEntropySaved, *, dlogits: Arr
         saved: from the forward.
         dlogits: like logits, is *written*; may be `saved.logits`, which is then gone.
     """
-    dlogits = check_out("dlogits", dlogits, saved.logits.shape, saved.logits.dtype)
+    dlogits = check_out("dlogits", dlogits, saved.logits.shape, saved.logits.dtype, saved.logits)
     implementation(saved.logits, __package__).backward(float(dloss), saved, dlogits)
     return dlogits
 
 
+@takes_cuda_arrays
 def linear_cross_entropy_forward(
     x: Array,
     weight: Array,
@@ -118,16 +125,16 @@ def linear_cross_entropy_forward(
         x: (rows, C) float32, bfloat16 or float16 (float64 runs the reference).
         weight: (V, C), bias: (V,): of the dtype of x, or float32.
         targets, ignore_index, label_smoothing, z_loss: as for `cross_entropy_forward`.
-        rows_per_chunk: default: as many as make logits of 4 MiB.
+        rows_per_chunk: default: as many as make logits of 2^20 elements, on a GPU 2^26.
         gradients: False computes losses alone (evaluation).
     """
     check(x=(x, "rows C"), weight=(weight, "V C"), bias=(bias, "V"), targets=(targets, "rows", INTEGERS))
     check_parameter("weight", weight, x.dtype)
     if bias is not None:
         check_parameter("bias", bias, x.dtype)
-    count = _check_targets(targets, len(weight), ignore_index)
+    count = _check_targets(targets, len(weight), ignore_index, x)
     smoothing = _smoothing(label_smoothing, z_loss, ignore_index)
-    rows = rows_per_chunk or max(16, (1 << 20) // max(len(weight), 1))
+    rows = rows_per_chunk or max(16, (1 << (26 if on_gpu(x) else 20)) // max(len(weight), 1))
     if rows < 1:
         raise ValueError(f"rows_per_chunk: got {rows}, expected at least 1")
     from .chunked import run
@@ -135,6 +142,7 @@ def linear_cross_entropy_forward(
     return run(x, weight, bias, targets, smoothing, count, rows, gradients)
 
 
+@takes_cuda_arrays
 def linear_cross_entropy_backward(
     dloss: Any,
     saved: LinearCrossEntropySaved,
@@ -149,14 +157,14 @@ def linear_cross_entropy_backward(
     """
     if saved.dx is None or saved.dweight is None:
         raise ValueError("saved: the forward ran with gradients=False")
-    dx = saved.dx if dx is None else check_out("dx", dx, saved.dx.shape, saved.dx.dtype)
+    dx = saved.dx if dx is None else check_out("dx", dx, saved.dx.shape, saved.dx.dtype, saved.dx)
     scale = saved.dweight.dtype.type(dloss)
     if scale != 1 or dx is not saved.dx:
         dx[...] = saved.dx * scale
-    dweight = check_parameter_gradient("dweight", dweight, saved.dweight.shape, dx.dtype)
+    dweight = check_parameter_gradient("dweight", dweight, saved.dweight.shape, dx.dtype, dx)
     dweight += saved.dweight if scale == 1 else saved.dweight * scale
     if saved.dbias is not None:
-        dbias = check_parameter_gradient("dbias", dbias, saved.dbias.shape, dx.dtype)
+        dbias = check_parameter_gradient("dbias", dbias, saved.dbias.shape, dx.dtype, dx)
         dbias += saved.dbias * scale
     return dx, dweight, dbias if saved.dbias is not None else None
 
@@ -169,8 +177,10 @@ def _smoothing(label_smoothing: float, z_loss: float, ignore_index: int) -> Smoo
     return Smoothing(label_smoothing, z_loss, ignore_index)
 
 
-def _check_targets(targets: Array, vocabulary: int, ignore_index: int) -> int:
+def _check_targets(targets: Array, vocabulary: int, ignore_index: int, like: Array) -> Any:
     """The number of targets that count; ValueError if one of them is no class."""
+    if on_gpu(targets) and like.dtype != FLOAT64:
+        return implementation(like, __package__).count_targets(targets, ignore_index)
     counted = targets != ignore_index
     wrong = counted & ((targets < 0) | (targets >= vocabulary))
     if wrong.any():

@@ -9,6 +9,7 @@ import numpy as np
 from ..common.arrays import Array, contiguous_rows, result_rows
 from ..common.compilation import jit, jit_exact
 from ..common.parallel import parallel_for
+from ..common.reductions import add_column_sums
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
 from ..common.vector_math import exp_of_nonpositive, log
@@ -26,7 +27,11 @@ def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tu
         _forward, rows, flat, stride, logits.shape[1], targets, options.ignore_index,
         np.float32(options.label_smoothing), np.float32(options.z_loss), losses, normalizer, grain=_grain(logits),
     )  # fmt: skip
-    return np.float32(losses.sum(dtype=np.float64) / max(count, 1)), losses, normalizer
+    return mean_loss(losses, count), losses, normalizer
+
+
+def mean_loss(losses: Array, count: int) -> Any:
+    return np.float32(losses.sum(dtype=np.float64) / max(count, 1))
 
 
 def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
@@ -42,11 +47,21 @@ def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
     )  # fmt: skip
 
 
-def best_class(logits: Array) -> Array:
+def losses_and_gradient(
+    logits: Array, targets: Array, options: Smoothing, count: int, losses: Array, best: Array, gradient: bool
+) -> None:
+    """Write the losses and most probable classes of these rows; with `gradient`, logits become their own."""
+    from . import CrossEntropySaved
+
     flat, rows, stride = contiguous_rows(logits)
-    best = np.empty(rows, np.int32)
     parallel_for(_best, rows, flat, stride, logits.shape[1], best, grain=_grain(logits))
-    return best
+    _, losses[...], normalizer = forward(logits, targets, options, count)
+    if gradient:
+        backward(1.0, CrossEntropySaved(logits, targets, losses, normalizer, count, options), logits)
+
+
+def add_bias_gradient(dlogits: Array, dbias: Array) -> None:
+    add_column_sums(dlogits, dbias)
 
 
 def _grain(logits: Array) -> int:

@@ -22,7 +22,7 @@ def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tu
         losses -= smooth * logits.mean(axis=1)
     losses = np.where(counted, losses, 0.0)
     largest = logits.max(axis=1)
-    return np.float64(losses.sum() / max(count, 1)), losses, np.stack([largest, np.exp(lse - largest)])
+    return mean_loss(losses, count), losses, np.stack([largest, np.exp(lse - largest)])
 
 
 def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
@@ -36,6 +36,20 @@ def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
     dlogits[...] = gradient * counted[:, None] * (dloss / max(saved.count, 1))
 
 
-def best_class(logits: Array) -> Array:
-    best: Array = logits.argmax(axis=1).astype(np.int32)
-    return best
+def mean_loss(losses: Array, count: int) -> Any:
+    return np.float64(losses.sum() / max(count, 1))
+
+
+def losses_and_gradient(
+    logits: Array, targets: Array, options: Smoothing, count: int, losses: Array, best: Array, gradient: bool
+) -> None:
+    from . import CrossEntropySaved
+
+    best[...] = logits.argmax(axis=1)
+    _, losses[...], normalizer = forward(logits, targets, options, count)
+    if gradient:
+        backward(1.0, CrossEntropySaved(logits, targets, losses, normalizer, count, options), logits)
+
+
+def add_bias_gradient(dlogits: Array, dbias: Array) -> None:
+    dbias += dlogits.sum(axis=0)

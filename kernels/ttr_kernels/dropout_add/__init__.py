@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..common.arrays import Array, check, check_out, check_same_dtype, implementation
+from ..common.arrays import Array, check, check_out, check_same_dtype, implementation, takes_cuda_arrays
 from ..common.philox import check_rate, keep_threshold, philox_words
 
 
@@ -23,6 +23,7 @@ class DropoutAddSaved:
     offset: int
 
 
+@takes_cuda_arrays
 def dropout_add_forward(
     x: Array,
     residual: Array | None = None,
@@ -49,15 +50,16 @@ def dropout_add_forward(
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual: got shape {residual.shape}, expected {x.shape} like x")
     check_rate("rate", rate)
-    out = check_out("out", out, x.shape, dtype)
+    out = check_out("out", out, x.shape, dtype, x)
     implementation(x, __package__).apply(x, residual, rate, seed, offset, out)
     return out, DropoutAddSaved(rate, seed, offset)
 
 
+@takes_cuda_arrays
 def dropout_add_backward(dy: Array, saved: DropoutAddSaved, *, dx: Array | None = None) -> Array:
     """The gradient of x, keep · dy / (1 − rate); that of residual is dy itself. dx is *written*; it may be dy."""
     check(dy=(dy, "... C"))
-    dx = check_out("dx", dx, dy.shape, dy.dtype)
+    dx = check_out("dx", dx, dy.shape, dy.dtype, dy)
     implementation(dy, __package__).apply(dy, None, saved.rate, saved.seed, saved.offset, dx)
     return dx
 

@@ -1,4 +1,8 @@
-"""Dropout and residual addition on CPU cores, in blocks: draw the random words, then apply them."""
+"""Dropout and residual addition on CPU cores, in blocks: draw the random words, then apply them.
+
+The values of a block are kept in the kernel's own memory before any is written, so that a result may take the place of
+an input: see rms_norm/cpu.py.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,8 @@ def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int,
     flat = kernel_view(x).reshape(-1)
     other = flat if residual is None else kernel_view(residual).reshape(-1)
     if rate == 0.0:
-        parallel_for(_add, flat.size, flat, other, residual is not None, result, grain=32768)
+        blocks = -(-flat.size // (4 * _CALLS))
+        parallel_for(_add, blocks, flat, other, residual is not None, result, grain=128)
     else:
         parallel_for(
             _drop, -(-flat.size // (4 * _CALLS)),
@@ -40,11 +45,17 @@ def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int,
 
 @jit
 def _add(x: Any, residual: Any, has_residual: bool, y: Any, begin: int, end: int) -> None:
-    for e in range(begin, end):
-        value = load(x, e)
-        if has_residual:
-            value += load(residual, e)
-        store(y, e, value)
+    values = np.empty(4 * _CALLS, np.float32)
+    for block in range(begin, end):
+        first = block * 4 * _CALLS
+        count = min(4 * _CALLS, x.shape[0] - first)
+        for e in range(count):
+            value = load(x, first + e)
+            if has_residual:
+                value += load(residual, first + e)
+            values[np.uintp(e)] = value
+        for e in range(count):
+            store(y, first + e, values[np.uintp(e)])
 
 
 @jit
@@ -52,7 +63,7 @@ def _drop(
     x: Any, residual: Any, has_residual: bool, y: Any, key: Any, threshold: Any, scale: Any, begin: int, end: int
 ) -> None:
     words = np.empty((4, _CALLS), np.uint32)
-    factors = np.empty(4 * _CALLS, np.float32)
+    factors, values = np.empty(4 * _CALLS, np.float32), np.empty(4 * _CALLS, np.float32)
     for block in range(begin, end):
         for c in range(_CALLS):
             position = np.uint64(block * _CALLS + c)
@@ -74,4 +85,6 @@ def _drop(
             value = load(x, first + e) * factor if factor > _ZERO else _ZERO
             if has_residual:
                 value += load(residual, first + e)
-            store(y, first + e, value)
+            values[np.uintp(e)] = value
+        for e in range(count):
+            store(y, first + e, values[np.uintp(e)])

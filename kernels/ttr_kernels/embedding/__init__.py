@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from ..common.arrays import FLOAT32, INTEGERS, Array, check, check_out, check_parameter_gradient, implementation
+from ..common.arrays import (
+    FLOAT32,
+    INTEGERS,
+    Array,
+    check,
+    check_out,
+    check_parameter_gradient,
+    implementation,
+    on_gpu,
+    takes_cuda_arrays,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,7 @@ class EmbeddingSaved:
     table_shape: tuple[int, int]
 
 
+@takes_cuda_arrays
 def embedding_forward(
     indices: Array, table: Array, *, dtype: Any = None, out: Array | None = None
 ) -> tuple[Array, EmbeddingSaved]:
@@ -31,17 +42,18 @@ def embedding_forward(
 
     Raises:
         TypeError, ValueError: an array of the wrong kind, shape or dtype; the message names the argument.
-        IndexError: an index outside the table; the message names its position and value.
+        IndexError: an index outside the table; the message names its position and value. On a GPU, where to look would
+            be to wait for it, such a row is NaN instead, and has no gradient.
     """
     sizes = check(indices=(indices, "...", INTEGERS), table=(table, "V C"))
     dtype = np.dtype(table.dtype if dtype is None else dtype)
     if dtype != table.dtype and table.dtype != FLOAT32:
         raise TypeError(f"dtype: got {dtype}, expected {table.dtype} like table")
-    if indices.size and not (indices.min() >= 0 and indices.max() < sizes["V"]):
+    if indices.size and not on_gpu(indices) and not (indices.min() >= 0 and indices.max() < sizes["V"]):
         flat = indices.reshape(-1)
         at = int(np.flatnonzero((flat < 0) | (flat >= sizes["V"]))[0])
         raise IndexError(f"indices: got {flat[at]} at position {at}, expected 0 .. {sizes['V'] - 1} (rows of table)")
-    out = check_out("out", out, (*indices.shape, sizes["C"]), dtype)
+    out = check_out("out", out, (*indices.shape, sizes["C"]), dtype, table)
     implementation(table, __package__).forward(indices, table, out)
     return out, EmbeddingSaved(indices, (sizes["V"], sizes["C"]))
 
@@ -51,6 +63,7 @@ def embedding(indices: Array, table: Array, *, dtype: Any = None, out: Array | N
     return embedding_forward(indices, table, dtype=dtype, out=out)[0]
 
 
+@takes_cuda_arrays
 def embedding_backward(dy: Array, saved: EmbeddingSaved, *, dtable: Array | None = None) -> Array:
     """dtable[indices[i]] += dy[i], in the order of i, so the result has the same bits on any number of threads.
 
@@ -63,6 +76,6 @@ def embedding_backward(dy: Array, saved: EmbeddingSaved, *, dtable: Array | None
     expected = (*saved.indices.shape, saved.table_shape[1])
     if dy.shape != expected:
         raise ValueError(f"dy: got shape {dy.shape}, expected {expected} like y")
-    dtable = check_parameter_gradient("dtable", dtable, saved.table_shape, dy.dtype)
+    dtable = check_parameter_gradient("dtable", dtable, saved.table_shape, dy.dtype, dy)
     implementation(dy, __package__).backward(dy, saved, dtable)
     return dtable

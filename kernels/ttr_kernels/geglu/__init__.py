@@ -16,6 +16,7 @@ from ..common.arrays import (
     check_parameter_gradient,
     check_same_dtype,
     implementation,
+    takes_cuda_arrays,
 )
 
 
@@ -28,6 +29,7 @@ class GegluSaved:
     approximate: str
 
 
+@takes_cuda_arrays
 def geglu_forward(
     x: Array, bias: Array | None = None, *, approximate: str = "tanh", out: Array | None = None
 ) -> tuple[Array, GegluSaved]:
@@ -50,7 +52,7 @@ def geglu_forward(
         check_parameter("bias", bias, x.dtype)
     if approximate not in ("tanh", "none"):
         raise ValueError(f"approximate: got {approximate!r}, expected 'tanh' or 'none'")
-    out = check_out("out", out, (*x.shape[:-1], x.shape[-1] // 2), x.dtype)
+    out = check_out("out", out, (*x.shape[:-1], x.shape[-1] // 2), x.dtype, x)
     implementation(x, __package__).forward(x, bias, approximate, out)
     return out, GegluSaved(x, bias, approximate)
 
@@ -60,6 +62,7 @@ def geglu(x: Array, bias: Array | None = None, *, approximate: str = "tanh", out
     return geglu_forward(x, bias, approximate=approximate, out=out)[0]
 
 
+@takes_cuda_arrays
 def geglu_backward(
     dy: Array, saved: GegluSaved, *, dx: Array | None = None, dbias: Array | None = None
 ) -> tuple[Array, Array | None]:
@@ -79,8 +82,8 @@ def geglu_backward(
     expected = (*saved.x.shape[:-1], saved.x.shape[-1] // 2)
     if dy.shape != expected:
         raise ValueError(f"dy: got shape {dy.shape}, expected {expected} like y")
-    dx = check_out("dx", dx, saved.x.shape, dtype)
+    dx = check_out("dx", dx, saved.x.shape, dtype, dy)
     if saved.bias is not None:
-        dbias = check_parameter_gradient("dbias", dbias, saved.bias.shape, dtype)
+        dbias = check_parameter_gradient("dbias", dbias, saved.bias.shape, dtype, dy)
     implementation(dy, __package__).backward(dy, saved, dx, None if saved.bias is None else dbias)
     return dx, None if saved.bias is None else dbias

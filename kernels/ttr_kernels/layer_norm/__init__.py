@@ -12,6 +12,7 @@ from ..common.arrays import (
     check_parameter_gradient,
     check_same_dtype,
     implementation,
+    takes_cuda_arrays,
 )
 
 
@@ -26,6 +27,7 @@ class LayerNormSaved:
     inverse_deviation: Array  # (rows,) float32: 1 / sqrt(var + eps)
 
 
+@takes_cuda_arrays
 def layer_norm_forward(
     x: Array,
     weight: Array,
@@ -59,9 +61,9 @@ def layer_norm_forward(
         check_parameter("bias", bias, dtype)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual: got shape {residual.shape}, expected {x.shape} like x")
-    out = check_out("out", out, x.shape, dtype)
+    out = check_out("out", out, x.shape, dtype, x)
     if residual is not None:
-        sum_out = check_out("sum_out", sum_out, x.shape, dtype)
+        sum_out = check_out("sum_out", sum_out, x.shape, dtype, x)
     mean, inverse = implementation(x, __package__).forward(x, weight, bias, residual, eps, out, sum_out)
     return out, LayerNormSaved(
         x if residual is None or sum_out is None else sum_out, weight, bias is not None, mean, inverse
@@ -75,6 +77,7 @@ def layer_norm(
     return layer_norm_forward(x, weight, bias, eps=eps, out=out)[0]
 
 
+@takes_cuda_arrays
 def layer_norm_backward(
     dy: Array,
     saved: LayerNormSaved,
@@ -103,8 +106,8 @@ def layer_norm_backward(
     for name, array in (("dy", dy), ("dsum", dsum)):
         if array is not None and array.shape != saved.x.shape:
             raise ValueError(f"{name}: got shape {array.shape}, expected {saved.x.shape} like x")
-    dx = check_out("dx", dx, dy.shape, dtype)
-    dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dtype)
-    dbias = check_parameter_gradient("dbias", dbias, saved.weight.shape, dtype) if saved.has_bias else None
+    dx = check_out("dx", dx, dy.shape, dtype, dy)
+    dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dtype, dy)
+    dbias = check_parameter_gradient("dbias", dbias, saved.weight.shape, dtype, dy) if saved.has_bias else None
     implementation(dy, __package__).backward(dy, saved, dsum, dx, dweight, dbias)
     return dx, dweight, dbias

@@ -1,4 +1,7 @@
-"""Layer normalisation on CPU cores: one pass over memory each way, several over a row while it is in cache."""
+"""Layer normalisation on CPU cores: one pass over memory each way, several over a row while it is in cache.
+
+Rows are copied into the kernel's own memory where a result may take the place of an input: see rms_norm/cpu.py.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +65,12 @@ def _add(
     x: Any, stride: int, residual: Any, residual_stride: int, total: Any, total_stride: int, width: int,
     begin: int, end: int,
 ) -> None:  # fmt: skip
+    values = np.empty(width, np.float32)
     for row in range(begin, end):
         for j in range(width):
-            store(total, row * total_stride + j, load(x, row * stride + j) + load(residual, row * residual_stride + j))
+            values[np.uintp(j)] = load(x, row * stride + j) + load(residual, row * residual_stride + j)
+        for j in range(width):
+            store(total, row * total_stride + j, values[np.uintp(j)])
 
 
 @jit
@@ -98,23 +104,27 @@ def _backward(
 ) -> None:  # fmt: skip
     width = weight.shape[0]
     share = _ONE / np.float32(width)
+    gradient, extra = np.empty(width, np.float32), np.zeros(width, np.float32)
     for part in range(begin, end):
         dweight, dbias = weights[part], biases[part]
         for row in range(part * ROWS_PER_PARTIAL, min((part + 1) * ROWS_PER_PARTIAL, rows)):
             mean, r = means[row], inverses[row]
             total, dot = _ZERO, _ZERO
             for j in range(width):
-                g = load(dy, row * dy_stride + j) * load(weight, j)
+                given = load(dy, row * dy_stride + j)
+                gradient[np.uintp(j)] = given
+                g = given * load(weight, j)
                 total += g
                 dot += g * (load(x, row * x_stride + j) - mean)
+            if dsum_stride > 0:
+                for j in range(width):
+                    extra[np.uintp(j)] = load(dsum, row * dsum_stride + j)
             total *= share
             dot *= r * share
             for j in range(width):
-                given = load(dy, row * dy_stride + j)
+                given = gradient[np.uintp(j)]
                 n = (load(x, row * x_stride + j) - mean) * r
                 dweight[j] += given * n
                 dbias[j] += given
                 d = r * (given * load(weight, j) - total - n * dot)
-                if dsum_stride > 0:
-                    d += load(dsum, row * dsum_stride + j)
-                store(dx, row * dx_stride + j, d)
+                store(dx, row * dx_stride + j, d + extra[np.uintp(j)])

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..common.arrays import FLOAT64, Array, check, check_out, check_same_dtype, implementation
+from ..common.arrays import (
+    FLOAT64,
+    Array,
+    array_module,
+    check,
+    check_out,
+    check_same_dtype,
+    implementation,
+    on_gpu,
+    takes_cuda_arrays,
+)
 from .distribution import cdf, log_survival, mean, pdf, quantile, sample
 
 __all__ = [
@@ -37,6 +47,7 @@ class LogNormalMixtureSaved:
     nll: Array  # (rows,)
 
 
+@takes_cuda_arrays
 def log_normal_mixture_forward(
     gaps: Array, weight_logits: Array, means: Array, log_scales: Array, *, out: Array | None = None
 ) -> tuple[Array, LogNormalMixtureSaved]:
@@ -49,24 +60,26 @@ def log_normal_mixture_forward(
 
     Raises:
         TypeError, ValueError: an array of the wrong kind, shape or dtype, or a gap that is not positive and finite (its
-            position and value are named).
+            position and value are named; on a GPU, where to look would be to wait, its likelihood is not finite).
     """
     sizes = check(
         gaps=(gaps, "rows", [FLOAT64]), weight_logits=(weight_logits, "rows K"), means=(means, "rows K"),
         log_scales=(log_scales, "rows K"),
     )  # fmt: skip
     dtype = check_same_dtype(weight_logits=weight_logits, means=means, log_scales=log_scales)
-    valid = (gaps > 0) & np.isfinite(gaps)
-    if not valid.all():
-        at = int(valid.argmin())
-        raise ValueError(f"gaps: got {gaps[at]} at position {at}, expected positive finite gaps")
+    if not on_gpu(gaps):
+        valid = (gaps > 0) & np.isfinite(gaps)
+        if not valid.all():
+            at = int(valid.argmin())
+            raise ValueError(f"gaps: got {gaps[at]} at position {at}, expected positive finite gaps")
     statistics = FLOAT64 if dtype == FLOAT64 else np.dtype(np.float32)
-    out = check_out("out", out, (sizes["rows"],), statistics)
-    log_gaps = np.log(gaps)
+    out = check_out("out", out, (sizes["rows"],), statistics, means)
+    log_gaps = array_module(gaps).log(gaps)
     implementation(means, __package__).forward(log_gaps, weight_logits, means, log_scales, out)
     return out, LogNormalMixtureSaved(log_gaps, weight_logits, means, log_scales, out)
 
 
+@takes_cuda_arrays
 def log_normal_mixture_backward(
     dnll: Array,
     saved: LogNormalMixtureSaved,
@@ -83,8 +96,8 @@ def log_normal_mixture_backward(
     if dnll.shape != saved.nll.shape:
         raise ValueError(f"dnll: got shape {dnll.shape}, expected {saved.nll.shape}")
     like = saved.means
-    dweight_logits = check_out("dweight_logits", dweight_logits, like.shape, like.dtype)
-    dmeans = check_out("dmeans", dmeans, like.shape, like.dtype)
-    dlog_scales = check_out("dlog_scales", dlog_scales, like.shape, like.dtype)
+    dweight_logits = check_out("dweight_logits", dweight_logits, like.shape, like.dtype, like)
+    dmeans = check_out("dmeans", dmeans, like.shape, like.dtype, like)
+    dlog_scales = check_out("dlog_scales", dlog_scales, like.shape, like.dtype, like)
     implementation(like, __package__).backward(dnll, saved, dweight_logits, dmeans, dlog_scales)
     return dweight_logits, dmeans, dlog_scales

@@ -14,6 +14,7 @@ from ..common.arrays import (
     check_parameter_gradient,
     check_same_dtype,
     implementation,
+    takes_cuda_arrays,
 )
 
 
@@ -26,6 +27,7 @@ class LinearSaved:
     has_bias: bool
 
 
+@takes_cuda_arrays
 def matmul(a: Array, b: Array, *, out: Array | None = None, accumulate: bool = False) -> Array:
     """out = a b, or out += a b.
 
@@ -46,11 +48,12 @@ def matmul(a: Array, b: Array, *, out: Array | None = None, accumulate: bool = F
         raise ValueError("out: got None, expected an array to accumulate into")
     shape = sizes["M"], sizes["N"]
     mixed = out is not None and out.dtype == FLOAT32 and dtype != FLOAT64
-    out = check_out("out", out, shape, FLOAT32 if mixed else dtype)
+    out = check_out("out", out, shape, FLOAT32 if mixed else dtype, a)
     implementation(a, __package__).product(a, b, out, accumulate)
     return out
 
 
+@takes_cuda_arrays
 def linear_forward(
     x: Array, weight: Array, bias: Array | None = None, *, out: Array | None = None
 ) -> tuple[Array, LinearSaved]:
@@ -69,7 +72,7 @@ def linear_forward(
     check_parameter("weight", weight, x.dtype)
     if bias is not None:
         check_parameter("bias", bias, x.dtype)
-    out = check_out("out", out, (*x.shape[:-1], sizes["C_out"]), x.dtype)
+    out = check_out("out", out, (*x.shape[:-1], sizes["C_out"]), x.dtype, x)
     implementation(x, __package__).forward(x, weight, bias, out)
     return out, LinearSaved(x, weight, bias is not None)
 
@@ -79,6 +82,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, out: Array | N
     return linear_forward(x, weight, bias, out=out)[0]
 
 
+@takes_cuda_arrays
 def linear_backward(
     dy: Array,
     saved: LinearSaved,
@@ -103,9 +107,9 @@ def linear_backward(
     expected = (*saved.x.shape[:-1], saved.weight.shape[0])
     if dy.shape != expected:
         raise ValueError(f"dy: got shape {dy.shape}, expected {expected} like y")
-    dx = check_out("dx", dx, saved.x.shape, dy.dtype)
-    dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dy.dtype)
+    dx = check_out("dx", dx, saved.x.shape, dy.dtype, dy)
+    dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dy.dtype, dy)
     if saved.has_bias:
-        dbias = check_parameter_gradient("dbias", dbias, (saved.weight.shape[0],), dy.dtype)
+        dbias = check_parameter_gradient("dbias", dbias, (saved.weight.shape[0],), dy.dtype, dy)
     implementation(dy, __package__).backward(dy, saved, dx, dweight, dbias if saved.has_bias else None)
     return dx, dweight, dbias if saved.has_bias else None

@@ -12,6 +12,7 @@ from ..common.arrays import (
     check_parameter_gradient,
     check_same_dtype,
     implementation,
+    takes_cuda_arrays,
 )
 
 
@@ -24,6 +25,7 @@ class RmsNormSaved:
     inverse_rms: Array  # (rows,) float32: 1 / sqrt(mean(x²) + eps)
 
 
+@takes_cuda_arrays
 def rms_norm_forward(
     x: Array,
     weight: Array,
@@ -54,9 +56,9 @@ def rms_norm_forward(
     check_parameter("weight", weight, dtype)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual: got shape {residual.shape}, expected {x.shape} like x")
-    out = check_out("out", out, x.shape, dtype)
+    out = check_out("out", out, x.shape, dtype, x)
     if residual is not None:
-        sum_out = check_out("sum_out", sum_out, x.shape, dtype)
+        sum_out = check_out("sum_out", sum_out, x.shape, dtype, x)
     inverse_rms = implementation(x, __package__).forward(x, weight, residual, eps, out, sum_out)
     return out, RmsNormSaved(x if sum_out is None else sum_out, weight, inverse_rms)
 
@@ -66,6 +68,7 @@ def rms_norm(x: Array, weight: Array, *, eps: float = 1e-6, out: Array | None = 
     return rms_norm_forward(x, weight, eps=eps, out=out)[0]
 
 
+@takes_cuda_arrays
 def rms_norm_backward(
     dy: Array,
     saved: RmsNormSaved,
@@ -93,7 +96,7 @@ def rms_norm_backward(
     for name, array in (("dy", dy), ("dsum", dsum)):
         if array is not None and array.shape != saved.x.shape:
             raise ValueError(f"{name}: got shape {array.shape}, expected {saved.x.shape} like x")
-    dx = check_out("dx", dx, dy.shape, dtype)
-    dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dtype)
+    dx = check_out("dx", dx, dy.shape, dtype, dy)
+    dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dtype, dy)
     implementation(dy, __package__).backward(dy, saved, dsum, dx, dweight)
     return dx, dweight

@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from ..common.arrays import FLOAT32, FLOAT64, Array, check, check_out, check_same_dtype, implementation
+from ..common.arrays import (
+    FLOAT32,
+    FLOAT64,
+    Array,
+    array_module,
+    check,
+    check_out,
+    check_same_dtype,
+    implementation,
+    is_array,
+    takes_cuda_arrays,
+)
 
 
 @dataclass(frozen=True)
@@ -31,26 +42,29 @@ class RopeSaved:
     interleaved: bool
 
 
+@takes_cuda_arrays
 def rope_cos_sin(positions: Any, dim: int, *, base: float = 10000.0, dtype: Any = np.float32) -> RopeTable:
     """cos and sin of position · base^(−2j / dim), j = 0 .. dim/2 − 1; angles are formed and reduced in float64.
 
     Args:
-        positions: (rows,) integers or floats.
+        positions: (rows,) integers or floats; the table is made where they are.
         dim: features that rotate, even.
         base: ratio of the longest to the shortest wavelength.
         dtype: of the table, float32 or float64.
     """
-    positions = np.asarray(positions)
+    positions = positions if is_array(positions) else np.asarray(positions)
+    xp = array_module(positions)
     if positions.ndim != 1:
         raise ValueError(f"positions: got shape {positions.shape}, expected (rows,)")
     if dim < 2 or dim % 2:
         raise ValueError(f"dim: got {dim}, expected an even number of at least 2")
     if not base > 0:
         raise ValueError(f"base: got {base}, expected a positive number")
-    angles = positions.astype(np.float64)[:, None] * base ** (-2.0 * np.arange(dim // 2) / dim)
-    return RopeTable(np.cos(angles).astype(dtype), np.sin(angles).astype(dtype))
+    angles = positions.astype(np.float64)[:, None] * base ** (-2.0 * xp.arange(dim // 2) / dim)
+    return RopeTable(xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype))
 
 
+@takes_cuda_arrays
 def rope_forward(
     x: Array, table: RopeTable, *, interleaved: bool = False, out: Array | None = None
 ) -> tuple[Array, RopeSaved]:
@@ -67,24 +81,29 @@ def rope_forward(
         TypeError, ValueError: an array of the wrong kind, shape or dtype; the message names the argument.
     """
     _check(x, "x", table)
-    out = check_out("out", out, x.shape, x.dtype)
+    out = check_out("out", out, x.shape, x.dtype, x)
     implementation(x, __package__).rotate(x, table.cos, table.sin, interleaved, False, out)
     return out, RopeSaved(table, interleaved)
 
 
+@takes_cuda_arrays
 def rope_backward(dy: Array, saved: RopeSaved, *, dx: Array | None = None) -> Array:
     """The gradient of x: dy turned back by the same angles. dx, like dy, is *written*; dy itself turns in place."""
     _check(dy, "dy", saved.table)
-    dx = check_out("dx", dx, dy.shape, dy.dtype)
+    dx = check_out("dx", dx, dy.shape, dy.dtype, dy)
     implementation(dy, __package__).rotate(dy, saved.table.cos, saved.table.sin, saved.interleaved, True, dx)
     return dx
 
 
 def _check(x: Array, name: str, table: RopeTable) -> None:
     tables = (FLOAT32, FLOAT64)
-    check(**{"table.cos": (table.cos, "rows dim/2", tables), "table.sin": (table.sin, "rows dim/2", tables)})
+    arguments: dict[str, Any] = {
+        name: (x, "... H D"),
+        "table.cos": (table.cos, "rows dim/2", tables),
+        "table.sin": (table.sin, "rows dim/2", tables),
+    }
+    check(**arguments)
     check_same_dtype(**{"table.cos": table.cos, "table.sin": table.sin})
-    check(**{name: (x, "... H D")})
     if x.ndim not in (3, 4):
         raise ValueError(f"{name}: got shape {x.shape}, expected (rows, H, D) or (B, T, H, D)")
     if x.shape[-1] < 2 * table.cos.shape[1]:

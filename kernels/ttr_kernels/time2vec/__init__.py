@@ -20,6 +20,8 @@ from ..common.arrays import (
     check_out,
     check_parameter_gradient,
     implementation,
+    is_array,
+    takes_cuda_arrays,
 )
 
 
@@ -32,6 +34,7 @@ class Time2VecSaved:
     phase: Array  # (K,)
 
 
+@takes_cuda_arrays
 def time2vec_forward(
     times: Array, frequency: Array, phase: Array, *, dtype: Any = None, out: Array | None = None
 ) -> tuple[Array, Time2VecSaved]:
@@ -50,17 +53,18 @@ def time2vec_forward(
     sizes = check(
         times=(times, "rows", [FLOAT64]),
         frequency=(frequency, "K", [FLOAT32, FLOAT64]),
-        phase=(phase, "K", [frequency.dtype] if isinstance(frequency, np.ndarray) else [FLOAT32, FLOAT64]),
+        phase=(phase, "K", [frequency.dtype] if is_array(frequency) else [FLOAT32, FLOAT64]),
     )
     exact = frequency.dtype == FLOAT64
     dtype = np.dtype(frequency.dtype if dtype is None or exact else dtype)
     if dtype not in (FLOAT32, BFLOAT16, FLOAT16, FLOAT64) or (dtype == FLOAT64 and not exact):
         raise TypeError(f"dtype: got {dtype}, expected float32 or bfloat16 or float16")
-    out = check_out("out", out, (sizes["rows"], sizes["K"]), dtype)
+    out = check_out("out", out, (sizes["rows"], sizes["K"]), dtype, times)
     implementation(frequency, __package__).forward(times, frequency, phase, out)
     return out, Time2VecSaved(times, frequency, phase)
 
 
+@takes_cuda_arrays
 def time2vec_backward(
     dy: Array, saved: Time2VecSaved, *, dfrequency: Array | None = None, dphase: Array | None = None
 ) -> tuple[Array, Array]:
@@ -73,7 +77,7 @@ def time2vec_backward(
     if dy.shape != expected:
         raise ValueError(f"dy: got shape {dy.shape}, expected {expected} like y")
     dtype = saved.frequency.dtype
-    dfrequency = check_parameter_gradient("dfrequency", dfrequency, saved.frequency.shape, dtype)
-    dphase = check_parameter_gradient("dphase", dphase, saved.phase.shape, dtype)
+    dfrequency = check_parameter_gradient("dfrequency", dfrequency, saved.frequency.shape, dtype, dy)
+    dphase = check_parameter_gradient("dphase", dphase, saved.phase.shape, dtype, dy)
     implementation(saved.frequency, __package__).backward(dy, saved, dfrequency, dphase)
     return dfrequency, dphase
