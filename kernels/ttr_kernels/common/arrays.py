@@ -227,7 +227,8 @@ def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
     lead, rest = array.shape[:split], array.shape[split:]
     item = array.itemsize
     if array.size == 0 or array.flags.c_contiguous:
-        return _kernel_dtype(array.reshape(-1)), math.prod(lead), math.prod(rest)
+        flat = array.reshape(-1) if isinstance(array, np.ndarray) else array
+        return _kernel_dtype(flat), math.prod(lead), math.prod(rest)
     expected = item
     for size, stride in zip(reversed(rest), reversed(array.strides[split:]), strict=True):
         if size != 1 and stride != expected:
