@@ -6,15 +6,30 @@
 constexpr int THREADS = 32 * TTR_WARPS;
 
 // Start copying rows 0 .. count of global memory into a tile of ROWS rows; what lies beyond `count` or `dim` becomes zero.
+// Where a round of all threads is a multiple of 8 rows, a thread's address moves by constants from round to round.
 template <int ROWS>
 __device__ __forceinline__ void load_tile(Element* tile, const Element* rows, long long stride, int count, int dim) {
+  constexpr int ROUND = THREADS / CHUNKS;
+  if (THREADS % CHUNKS == 0 && ROUND % 8 == 0) {
+    const int row = int(threadIdx.x) / CHUNKS, chunk = int(threadIdx.x) % CHUNKS;
+    const Element* from = rows + row * stride + chunk * CHUNK;
+    Element* const to = tile + place(row, chunk);
+    const int valid = chunk * CHUNK < dim ? count - row : 0;
 #pragma unroll
-  for (int begin = 0; begin < ROWS * CHUNKS; begin += THREADS) {
-    const int i = begin + int(threadIdx.x);
-    if (ROWS * CHUNKS % THREADS != 0 && i >= ROWS * CHUNKS) break;
-    const int row = i / CHUNKS, chunk = i % CHUNKS;
-    const bool inside = row < count && chunk * CHUNK < dim;
-    cp_async16(tile + place(row, chunk), inside ? rows + row * stride + chunk * CHUNK : rows, inside);
+    for (int begin = 0; begin < ROWS; begin += ROUND) {
+      if (ROWS % ROUND != 0 && begin + row >= ROWS) break;
+      cp_async16(to + begin * WIDTH, begin < valid ? from : rows, begin < valid);
+      from += ROUND * stride;
+    }
+  } else {
+#pragma unroll
+    for (int begin = 0; begin < ROWS * CHUNKS; begin += THREADS) {
+      const int i = begin + int(threadIdx.x);
+      if (ROWS * CHUNKS % THREADS != 0 && i >= ROWS * CHUNKS) break;
+      const int row = i / CHUNKS, chunk = i % CHUNKS;
+      const bool inside = row < count && chunk * CHUNK < dim;
+      cp_async16(tile + place(row, chunk), inside ? rows + row * stride + chunk * CHUNK : rows, inside);
+    }
   }
 }
 
