@@ -9,25 +9,23 @@ from pathlib import Path
 
 import click
 
+from .threads import threads_option, use_threads
+
 
 @click.command()
 @click.argument("what", type=click.Choice(["kernels"]), default="kernels")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this operation; may be repeated.")
 @click.option("--repeats", type=click.IntRange(min=1), default=30, show_default=True, help="Calls; the median counts.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of kernels and matrix products; default: all cores."
-)
+@threads_option
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the timings as JSON.")
 def bench(what: str, only: tuple[str, ...], repeats: int, threads: int | None, output: Path | None) -> None:
     """Time every kernel, forward and backward, in float32, beside a copy of as many bytes as it must move."""
     from ttr_gpu.errors import UserError
     from ttr_kernels.benchmark import time_operation
-    from ttr_kernels.common.parallel import get_threads, limit_blas, set_threads
+    from ttr_kernels.common.parallel import get_threads
     from ttr_kernels.operations import OPERATIONS
 
-    if threads is not None:
-        set_threads(threads)
-    limit_blas()
+    use_threads(threads)
     names = [operation.name for operation in OPERATIONS]
     unknown = next((name for name in only if name not in names), None)
     if unknown is not None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from .threads import threads_option, use_threads
+
 
 @click.command(name="eval")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -18,9 +20,7 @@ import click
 )
 @click.option("--max-length", type=click.IntRange(min=1), help="Positions of a window; default: as in training.")
 @click.option("--last", is_flag=True, help="The last checkpoint of the run, not the best on validation.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of kernels and matrix products; default: all cores."
-)
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, threads: int | None,
@@ -33,11 +33,8 @@ def evaluate(
     from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
     from ttr_gpu.train.run import compare, describe, floors
     from ttr_gpu.train.trainer import check_same_data
-    from ttr_kernels.common.parallel import limit_blas, set_threads
 
-    if threads is not None:
-        set_threads(threads)
-    limit_blas()
+    use_threads(threads)
     checkpoint = open_checkpoint(find_checkpoint(run, best=not last))
     dataset = open_dataset(data)
     check_same_data(checkpoint, describe(dataset), data)

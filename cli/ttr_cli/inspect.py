@@ -13,7 +13,7 @@ import click
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Read every file and compare its checksum; names each that is wrong.")
-@click.option("--samples", default=3, show_default=True, help="Sequences to show.")
+@click.option("--samples", type=click.IntRange(min=0), default=3, show_default=True, help="Sequences to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(data: Path, verify: bool, samples: int, as_json: bool) -> None:
     """Show what is in DATA: counts, time range, gaps, vocabulary, and a few sequences with their times."""
@@ -53,6 +53,6 @@ def inspect(data: Path, verify: bool, samples: int, as_json: bool) -> None:
     for token, share in result.common:
         click.echo(f"  {token!r:>20} {100 * share:>11.2f} %")
     for sample in result.samples:
-        click.echo(f"\nsequence {sample.sequence} of {sample.split}, {sample.length} tokens:")
+        click.echo(f"\nsequence {sample.sequence} of {sample.split}, {sample.length:,} tokens:")
         for time, token in sample.positions:
             click.echo(f"  {time:>24}  {token!r}")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -39,8 +44,8 @@ class LazyGroup(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; commands: {', '.join(COMMANDS)}"
-            raise click.UsageError(f"no such command '{args[0]}'{hint}", context)
+            hint = f"did you mean '{near[0]}'?" if near else f"commands: {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no such command '{args[0]}'; {hint}", context)
         return super().resolve_command(context, args)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -58,8 +63,16 @@ def cli(debug: bool) -> None:
     """
 
 
+class _Terminated(BaseException):
+    """SIGTERM, raised so that what is half-written is cleared away as after Ctrl-C."""
+
+
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line. A UserError becomes one line on stderr and exit code 2; Ctrl-C exits with 130."""
+    """Run the command line.
+
+    What the user can mend becomes one line on stderr and exit code 2; Ctrl-C exits with 130, SIGTERM with 143, and
+    anything else is a defect of the program and shows its traceback.
+    """
     from ttr_gpu.errors import UserError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -67,22 +80,95 @@ def main(arguments: list[str] | None = None) -> Any:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return cli.main(args=arguments, prog_name="ttr-gpu", standalone_mode=False)
+        with _sigterm_raises():
+            return cli.main(args=arguments, prog_name="ttr-gpu", standalone_mode=False)
+    except click.UsageError as error:
+        if "\n" in error.message:
+            # `ttr-gpu` alone: click shows the help as an error.
+            error.show()
+            sys.exit(error.exit_code)
+        _fail(_usage_line(error), debug)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _fail(error.format_message(), debug)
     except UserError as error:
-        if debug:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error), debug)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        _say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone: nothing is left to say.
-        sys.stderr.close()
-        sys.exit(141)
+    except _Terminated:
+        _say("terminated")
+        sys.exit(143)
+    except OSError as error:
+        # Such as a full disk under redirected output. (If only its reader has gone, click ends the program quietly.)
+        where = f"{error.filename}: " if error.filename else "output: "
+        _drop(sys.stdout)
+        _fail(f"{where}{error.strerror or error}", debug)
+    except MemoryError:
+        _fail("out of memory; when training, try a smaller --preset or --set train.tokens_per_batch", debug)
+
+
+def _fail(message: str, debug: bool) -> NoReturn:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    _say(f"error: {message}")
+    sys.exit(2)
+
+
+def _say(line: str) -> None:
+    # Where nobody reads stderr, the exit code must do.
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
+
+
+def _drop(stream: Any) -> None:
+    """Let Python's last flush of a stream that cannot be written go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _usage_line(error: click.UsageError) -> str:
+    """Click's three lines of a usage error as one."""
+    message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    if "such command" in message:
+        return message
+    command = error.ctx.command_path if error.ctx is not None else "ttr-gpu"
+    if isinstance(error, click.NoSuchOption):
+        # Click guesses from letters alone: for --lr it would propose --help.
+        message = f"no such option {error.option_name}"
+        name = error.option_name.lstrip("-").replace("-", "_")
+        if command.endswith(" train") and name:
+            from ttr_gpu.train.config import config_keys
+
+            keys = [key for key in config_keys() if key.split(".", 1)[1] == name]
+            if keys:
+                return f"{message}; it is a key: --set {keys[0]}=VALUE"
+        options = [o for p in error.ctx.command.params for o in p.opts] if error.ctx is not None else []
+        import difflib
+
+        near = difflib.get_close_matches(error.option_name, [o for o in options if o.startswith("--")], 1, 0.7)
+        if near:
+            return f"{message}; did you mean {near[0]}?"
+    return f"{message}; see `{command} --help`"
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:
+        # Only the main thread may set handlers.
+        before = None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,14 @@ def preprocess(inputs: tuple[str, ...], output: Path, **given: Any) -> None:
     )  # fmt: skip
     result = run(options, click.echo)
     attributes = result.attributes
-    for name, entry in attributes["splits"].items():
+    for name in ("train", "validation", "test"):
+        entry = attributes["splits"].get(name, {"sequences": 0, "tokens": 0})
         click.echo(f"{name:<11} {entry['sequences']:>10,} sequences {entry['tokens']:>13,} tokens")
-    what = "event types" if attributes["kind"] == "events" else "tokens in the vocabulary"
-    click.echo(f"{attributes['vocabulary_size']:,} {what}")
+    size = attributes["vocabulary_size"]
+    what = f"event type{'s' * (size != 1)}" if attributes["kind"] == "events" else "tokens in the vocabulary"
+    click.echo(f"{size:,} {what}")
     if attributes["terminators_appended"]:
         click.echo(f"{attributes['terminators_appended']:,} documents had no </s> at their end; it was appended")
     if result.rejects_path:
         click.echo(f"{result.rejected:,} rejected, with reasons: {result.rejects_path}")
-    click.echo(f"wrote {result.path}; next: ttr-gpu train {result.path}")
+    click.echo(f"wrote {result.path}; next: ttr-gpu train {shlex.quote(str(result.path))}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from .threads import threads_option, use_threads
+
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
@@ -19,9 +21,7 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--resume", metavar="RUN", help="Go on with a run (its folder, a checkpoint, or 'auto': the latest).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of kernels and matrix products; default: all cores."
-)
+@threads_option
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
     data: Path, preset: str, config: Path | None, assignments: tuple[str, ...], name: str | None, out: Path,
@@ -35,11 +35,10 @@ def train(
     from ttr_gpu.train.run import RunOptions
     from ttr_gpu.train.run import train as run
     from ttr_gpu.train.trainer import TrainingDiverged
-    from ttr_kernels.common.parallel import limit_blas, set_threads
 
-    if threads is not None:
-        set_threads(threads)
-    limit_blas()
+    if resume is not None:
+        _refuse_with_resume("preset", "name")
+    use_threads(threads)
     options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every)
     try:
         outcome = run(options, click.echo)
@@ -48,3 +47,10 @@ def train(
         sys.exit(1)
     if outcome.signal_number is not None:
         sys.exit(128 + outcome.signal_number)
+
+
+def _refuse_with_resume(*names: str) -> None:
+    """Options that a resumed run has answered already: given, they would silently do nothing."""
+    for name in names:
+        if click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name}: cannot be combined with --resume, which goes on with a run as it is")

@@ -24,6 +24,8 @@ from .dataset import Split
 
 # Tokens read from disk in one piece, and tokens held in memory and shuffled together.
 _SEGMENT, _POOL = 1 << 23, 1 << 26
+# Tokens that evaluation reads at a time.
+_BLOCK = 1 << 20
 _AHEAD = 4
 
 
@@ -229,12 +231,16 @@ def evaluation_batches(
     reached = Windows(windows.first - context, windows.length + context, windows.sequence)
     bounds = pack(reached.length, tokens_per_batch)
     done = 0
+    # What has been read: whole blocks, since a batch is less than what Zarr decompresses for it.
+    begins, ends, tokens, times = 0, 0, np.empty(0, np.int32), np.empty(0)
     for step, (begin, end) in enumerate(pairwise(bounds)):
         chosen = np.arange(begin, end)
         low = int(reached.first[begin:end].min())
         high = int((reached.first[begin:end] + reached.length[begin:end]).max()) + 1
-        tokens, times = split.read(low, high)
-        batch = _cut(reached, chosen, tokens, times, reached.first[chosen] - low, step, 0)
+        if low < begins or high > ends:
+            begins, ends = low, min(max(high, low + _BLOCK), split.token_count)
+            tokens, times = split.read(begins, ends)
+        batch = _cut(reached, chosen, tokens, times, reached.first[chosen] - begins, step, 0)
         if stride < max_length:
             position = np.arange(len(batch.targets)) - np.repeat(batch.cu_seqlens[:-1], reached.length[chosen])
             batch.targets[position < np.repeat(context[chosen], reached.length[chosen])] = -1

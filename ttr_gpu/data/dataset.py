@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .shards import FORMAT, FORMAT_VERSION, sha256
+from .sharded_array import lost_shard
+from .shards import FORMAT, FORMAT_VERSION, attributes_checksum, sha256
+from .wording import json_reason
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,13 @@ class Split:
     def read(self, begin: int, end: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Tokens [begin, end) as int32, and their times as float64 relative to the data set's origin."""
         try:
-            tokens, times = self._arrays["tokens"][begin:end], self._arrays["times"][begin:end]
+            arrays = self._arrays["tokens"], self._arrays["times"]
+            for array in arrays:
+                if (lost := lost_shard(array, begin, end)) is not None:
+                    raise UserError(f"{lost}: is missing; copy the data set again or preprocess anew")
+            tokens, times = (array[begin:end] for array in arrays)
+        except UserError:
+            raise
         except Exception as error:  # zarr and its codecs raise many kinds
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
@@ -112,7 +120,10 @@ def open_dataset(path: str | Path) -> Dataset:
             raise UserError(f"{file}: {what}; copy the data set again or preprocess anew")
     import zarr
 
-    root = zarr.open_group(path, mode="r")
+    try:
+        root = zarr.open_group(path, mode="r")
+    except Exception as error:  # zarr raises many kinds
+        raise UserError(f"{path}/zarr.json: is damaged ({error}); copy the data set again or preprocess anew") from None
     return Dataset(
         path, attributes["kind"], attributes["vocabulary_size"], attributes["time_unit_seconds"], attributes["origin"],
         attributes["gap"], attributes.get("vocabulary"), attributes["fingerprint"], attributes,
@@ -137,20 +148,26 @@ def verify(path: str | Path) -> list[str]:
 
 def _attributes(path: Path) -> dict[str, Any]:
     hint = "make one with `ttr-gpu preprocess INPUT -o data.zarr`"
+    again = "copy the data set again or preprocess anew"
     if not path.exists():
         from .sources import similar
 
-        raise UserError(f"{path}: no such data set{similar(str(path))}; {hint}")
+        raise UserError(f"{path}: no such data set{similar(str(path)) or '; ' + hint}")
     if path.is_file():
         raise UserError(
             f"{path}: is a file, expected a data set folder; `ttr-gpu preprocess {path} -o data.zarr` makes one"
         )
     try:
-        attributes: dict[str, Any] = json.loads((path / "zarr.json").read_text())["attributes"]
+        described = json.loads((path / "zarr.json").read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: is no data set (it has no zarr.json); {hint}") from None
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}/zarr.json: is damaged ({error}); copy the data set again or preprocess anew") from None
+    except OSError as error:
+        raise UserError(f"{path}/zarr.json: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}/zarr.json: is damaged ({json_reason(error)}); {again}") from None
+    attributes = described.get("attributes") if isinstance(described, dict) else None
+    if not isinstance(attributes, dict):
+        raise UserError(f"{path}/zarr.json: has no attributes, expected those of a data set; {again}")
     if attributes.get("format") != FORMAT:
         raise UserError(f"{path}: is a Zarr group but no ttr-gpu data set; {hint}")
     if attributes.get("format_version") != FORMAT_VERSION:
@@ -158,4 +175,6 @@ def _attributes(path: Path) -> dict[str, Any]:
             f"{path}: has format version {attributes.get('format_version')}, this release reads {FORMAT_VERSION}; "
             "preprocess the raw data anew"
         )
+    if attributes.get("attributes_sha256") != attributes_checksum(attributes):
+        raise UserError(f"{path}/zarr.json: is damaged (wrong checksum of its attributes); {again}")
     return attributes

@@ -22,6 +22,7 @@ from .sources import Source
 from .splits import SPLITS, by_sequence, cut_times
 from .spool import EventSpool, Grouped
 from .timestamps import TimestampParser
+from .wording import shown
 
 Say = Callable[[str], None]
 # The one type of events that have none.
@@ -53,6 +54,8 @@ class EventReader:
         type_name = find(columns.type, TYPE_NAMES if not per_sequence else ("types", "marks"), "--type-column", False)
         sequence_name = self._sequence_column(layout, source, per_sequence, time_name)
         split_name = find(columns.split, ("split",), "--split-column", True) if columns.split else None
+        if type_name is None and self.options.type_bins:
+            raise UserError(f"{source.name}: --type-bins: there is no type column; say which with --type-column")
         if type_name is None:
             say(f"{source.name}: no type column; every event is of the one type {UNTYPED!r}")
         if sequence_name is None and not per_sequence:
@@ -127,7 +130,7 @@ class EventReader:
             raise ValueError(f"the record has no {time_name!r}; expected one")
         times = fields[time_name] if per_sequence else [fields[time_name]]
         if not isinstance(times, list):
-            raise ValueError(f"{time_name}: got {type(times).__name__}; expected a list of times")
+            raise ValueError(f"{time_name}: got {shown(times)}; expected a list of times")
         if not times:
             raise ValueError("got an empty sequence; expected at least one event")
         if type_name is None:
@@ -135,7 +138,7 @@ class EventReader:
         elif per_sequence:
             kinds = fields.get(type_name, [])
             if not isinstance(kinds, list) or len(kinds) != len(times):
-                count = len(kinds) if isinstance(kinds, list) else type(kinds).__name__
+                count = len(kinds) if isinstance(kinds, list) else shown(kinds)
                 raise ValueError(f"{type_name}: got {count} for {len(times)} times; expected as many")
         else:
             kinds = [fields.get(type_name)]
@@ -144,7 +147,7 @@ class EventReader:
 
     def _type(self, value: Any, name: str | None) -> str:
         if value is None or value == "" or isinstance(value, dict | list):
-            raise ValueError(f"{name}: got {value!r}; expected the type of an event")
+            raise ValueError(f"{name}: got {shown(value)}; expected the type of an event")
         if not self.options.type_bins:
             return str(value)
         try:
@@ -152,7 +155,7 @@ class EventReader:
         except ValueError:
             number = np.nan
         if not np.isfinite(number):
-            raise ValueError(f"{name}: got {value!r}; expected a number, since --type-bins is given")
+            raise ValueError(f"{name}: got {shown(value)}; expected a number, since --type-bins is given")
         return _bin_names(self.options.type_bins)[bisect_right(self.options.type_bins, number)]
 
 
@@ -172,8 +175,8 @@ def check_order(reader: EventReader, grouped: Grouped) -> np.ndarray[Any, Any]:
             good[owner] = False
             reader.rejects.add(
                 reader.place(int(grouped.places[start + event])),
-                f"time {float(times[event])!r} is before {float(times[event - 1])!r}, that of the event before it in its "
-                "sequence; expected times in ascending order",
+                f"time {float(times[event])!r} is before {float(times[event - 1])!r}, that of the event before it in "
+                "its sequence; expected times in ascending order",
             )
     # A sequence whose only rows were rejected has no events.
     result: np.ndarray[Any, Any] = good & (np.diff(grouped.offsets) > 0)
@@ -214,7 +217,7 @@ def write_events(
 def require_events(reader: EventReader, good: np.ndarray[Any, Any]) -> None:
     """UserError if nothing is left to write."""
     if not good.any():
-        rejected = f" ({reader.rejects.count} rejected)" if reader.rejects.count else ""
+        rejected = f" ({reader.rejects})" if reader.rejects.count else ""
         raise UserError(f"{', '.join(reader.sources)}: no events{rejected}; expected at least one sequence")
 
 

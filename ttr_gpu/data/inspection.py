@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +81,11 @@ def time_text(dataset: Dataset, relative: float) -> str:
     """A time as a date where its unit and size allow one, else as a number."""
     time = dataset.origin + relative
     # Times that begin near zero count from the start of something, not from 1970.
-    if dataset.time_unit_seconds is not None and dataset.origin * dataset.time_unit_seconds > 86400 * 365:
-        text = date_text(time, dataset.time_unit_seconds)
+    unit = dataset.time_unit_seconds
+    if unit is not None and dataset.origin * unit > 86400 * 365:
+        # Where events follow each other within seconds, the fraction tells them apart.
+        close = (dataset.gap.get("median_nonzero") or math.inf) * unit < 10
+        text = date_text(time, unit, milliseconds=True) if close else date_text(time, unit)
         if text is not None:
             return text
     return f"{time:g}"

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .splits import SplitOptions
+from ..errors import UserError
+from .splits import SplitOptions, parse_cuts, parse_fractions
+from .timestamps import TimestampParser
+from .tokenizer import check_vocabulary_size, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,48 @@ class PreprocessOptions:
     split: SplitOptions = field(default_factory=SplitOptions)
     skip_errors: bool = False
     overwrite: bool = False
+
+
+# Options of one kind of data, which would silently do nothing for the other.
+_ONLY_FOR = {
+    "events": {"type_bins": "--type-bins"},
+    "text": {
+        "by": "--by", "tokenizer": "--tokenizer", "vocabulary_size": "--vocab-size", "segment": "--segment",
+        "timestamp_prefix": "--timestamp-prefix", "timestamp_format": "--timestamp-format",
+        "one_sequence": "--one-sequence",
+    },
+}  # fmt: skip
+
+
+def check_kind(options: PreprocessOptions, kind: str, name: str) -> None:
+    """UserError for an option of the other kind of data."""
+    default = PreprocessOptions([], Path())
+    for other, names in _ONLY_FOR.items():
+        for name_of, option in names.items():
+            if other != kind and getattr(options, name_of) != getattr(default, name_of):
+                raise UserError(f"{option}: is for {other}, but {name} is read as {kind} (see --kind)")
+    if kind == "text" and options.columns.type:
+        raise UserError(f"--type-column: is for events, but {name} is read as text (see --kind)")
+    if kind == "events" and options.columns.text:
+        raise UserError(f"--text-column: is for text, but {name} is read as events (see --kind)")
+
+
+def check_options(options: PreprocessOptions, parser: TimestampParser) -> None:
+    """Options that are wrong or cannot go together, before anything is read."""
+    parse_fractions(options.split.fractions)
+    if options.split.times is not None:
+        parse_cuts(options.split.times, parser)
+    if options.tokenizer == "bpe":
+        check_vocabulary_size(options.vocabulary_size)
+    elif options.tokenizer != "bytes":
+        load_tokenizer(Path(options.tokenizer))
+    if options.timestamp_format != PreprocessOptions.timestamp_format and not options.timestamp_prefix:
+        raise UserError("--timestamp-format: does nothing without --timestamp-prefix")
+    if options.inputs.count("-") > 1:
+        raise UserError("INPUT: standard input ('-') was given twice")
+    if options.split.times is not None and options.split.given:
+        raise UserError("--split-time: cannot be combined with --validation, --test or --split-column")
+    if options.segment is not None and options.segment < 2:
+        raise UserError(f"--segment: got {options.segment}, expected at least 2")
+    if any(b <= a for a, b in zip(options.type_bins, options.type_bins[1:], strict=False)):
+        raise UserError(f"--type-bins: got {options.type_bins}, expected ascending numbers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from .. import __version__
 from ..errors import UserError
 from .events import EventReader, Say, check_order, require_events, write_events
 from .guess import Layout, guess_layout
-from .options import PreprocessOptions
+from .options import PreprocessOptions, check_kind, check_options
 from .rejects import Rejects
-from .shards import SplitWriter, finish_dataset, partial_folder
+from .shards import SplitWriter, finish_dataset, note_leftovers, partial_folder
 from .sources import Source
-from .splits import SPLITS, parse_fractions
+from .splits import SPLITS, SplitOptions
 from .texts import TextReader, assign_splits, make_tokenizer, write_texts
 from .timestamps import TimestampParser, unit_seconds
 
@@ -39,18 +39,20 @@ def preprocess(options: PreprocessOptions, say: Say) -> PreprocessResult:
 
     Raises UserError for bad input; whatever happens, no partial data set is left behind.
     """
-    _check_options(options)
     unit = unit_seconds(options.time_unit)
     parser = TimestampParser(unit, options.assume_utc)
+    check_options(options, parser)
     rejects_path = options.output.with_name(f"{options.output.name}.rejects.jsonl") if options.skip_errors else None
     with ExitStack() as stack:
         inputs = _open_inputs(options, stack)
+        kind = inputs[0][1].kind
+        check_kind(options, kind, inputs[0][0].name)
+        note_leftovers(options.output, say)
         folder = stack.enter_context(partial_folder(options.output, options.overwrite))
         spool_folder = folder / "spool"
         spool_folder.mkdir()
         rejects = Rejects(rejects_path)
         stack.callback(rejects.close)
-        kind = inputs[0][1].kind
         make = EventReader if kind == "events" else TextReader
         reader: Any = make(options, parser, rejects, spool_folder)
         for source, layout, split in inputs:
@@ -61,6 +63,7 @@ def preprocess(options: PreprocessOptions, say: Say) -> PreprocessResult:
         root = zarr.create_group(folder, zarr_format=3)
         write = _write_events if kind == "events" else _write_texts
         attributes, vocabulary, writers = write(reader, root, folder, unit)
+        _require_training(writers, options.split)
         shutil.rmtree(spool_folder)
         attributes["created_by"] = f"ttr-gpu {__version__}"
         attributes["rejected"] = rejects.count
@@ -93,7 +96,8 @@ def _write_texts(
 ) -> tuple[dict[str, Any], str, list[SplitWriter]]:
     reader.spool.finish()
     if not len(reader.spool):
-        raise UserError(f"{', '.join(reader.sources)}: no documents; expected at least one")
+        rejected = f" ({reader.rejects})" if reader.rejects.count else ""
+        raise UserError(f"{', '.join(reader.sources)}: no documents{rejected}; expected at least one")
     split = assign_splits(reader)
     tokenizer = make_tokenizer(reader, split)
     origin = float(reader.spool.times.min()) if reader.timed else 0.0
@@ -116,7 +120,8 @@ def _open_inputs(options: PreprocessOptions, stack: ExitStack) -> list[tuple[Sou
     for path, split in files:
         source = Source(path)
         stack.callback(source.close)
-        opened.append((source, guess_layout(source, options.kind, options.header), split))
+        wanted = tuple(name for name in astuple(options.columns) if name)
+        opened.append((source, guess_layout(source, options.kind, options.header, wanted), split))
     kinds = {layout.kind for _, layout, _ in opened}
     if len(kinds) > 1:
         shown = ", ".join(f"{source.name} {layout.kind}" for source, layout, _ in opened)
@@ -124,14 +129,16 @@ def _open_inputs(options: PreprocessOptions, stack: ExitStack) -> list[tuple[Sou
     return opened
 
 
-def _check_options(options: PreprocessOptions) -> None:
-    """Options that cannot go together, before anything is read."""
-    parse_fractions(options.split.fractions)
-    if options.inputs.count("-") > 1:
-        raise UserError("INPUT: standard input ('-') was given twice")
-    if options.split.times is not None and options.split.given:
-        raise UserError("--split-time: cannot be combined with --validation, --test or --split-column")
-    if options.segment is not None and options.segment < 2:
-        raise UserError(f"--segment: got {options.segment}, expected at least 2")
-    if any(b <= a for a, b in zip(options.type_bins, options.type_bins[1:], strict=False)):
-        raise UserError(f"--type-bins: got {options.type_bins}, expected ascending numbers")
+def _require_training(writers: list[SplitWriter], split: SplitOptions) -> None:
+    """UserError if nothing is left to train on."""
+    if writers[0].sequences:
+        return
+    others = sum(writer.sequences for writer in writers)
+    if split.times is not None:
+        raise UserError(f"--split-time: got {split.times!r}, but nothing is before the first cut, to be trained on")
+    if split.given:
+        raise UserError("the input gives no sequence to the train split; expected at least one")
+    raise UserError(
+        f"--split: of {others} sequences none is left for train at {split.fractions}; try --split 1,0,0, or cut each "
+        "sequence in time: --split-time 80%,90%"
+    )

@@ -13,7 +13,10 @@ from ..errors import UserError
 from .guess import Layout
 from .rejects import Rejects
 from .sources import Source
+from .wording import json_reason, shown
 
+# Characters of the longest value of a JSON array.
+_LONGEST_VALUE = 64 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -38,11 +41,13 @@ def records(source: Source, layout: Layout, rejects: Rejects, by: str = "line") 
     """
     if layout.form == "parquet":
         return _parquet(source)
+    if layout.form == "json" and source.peek().decode("utf-8", "replace").removeprefix("\ufeff").lstrip()[:1] == "[":
+        return _json_array(source)
     lines = source.lines(rejects)
     if layout.form == "csv":
         return _csv(source, lines, layout, rejects)
     if layout.form == "json":
-        return _json(source, lines, rejects)
+        return _json_lines(source, lines, rejects)
     return _paragraphs(lines) if by == "paragraph" else _lines(lines)
 
 
@@ -84,7 +89,11 @@ def _csv(source: Source, lines: Iterable[tuple[int, str]], layout: Layout, rejec
         except StopIteration:
             return
         except csv.Error as error:
-            rejects.add(f"{source.name}:{start}", f'malformed CSV: {error}; expected fields quoted with ""')
+            expected = 'fields quoted with ""'
+            if "new-line character" in str(error):
+                # Python's advice is for programmers.
+                error, expected = csv.Error("a carriage return within a line"), "lines that end in LF or CRLF"
+            rejects.add(f"{source.name}:{start}", f"malformed CSV: {error}; expected {expected}")
             start = number + 1
             continue
         first, start = start, number + 1
@@ -104,30 +113,28 @@ def _csv(source: Source, lines: Iterable[tuple[int, str]], layout: Layout, rejec
         yield Record(first, dict(zip(names, row, strict=True)))
 
 
-def _json(source: Source, lines: Iterable[tuple[int, str]], rejects: Rejects) -> Iterator[Record]:
-    if source.peek().decode("utf-8", "replace").removeprefix("\ufeff").lstrip().startswith("["):
-        yield from _json_array(source, lines)
-        return
+def _json_lines(source: Source, lines: Iterable[tuple[int, str]], rejects: Rejects) -> Iterator[Record]:
     for number, text in lines:
         if not text.strip():
             continue
         try:
             value = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            reason = f"malformed JSON: {error}; expected one JSON record a line, or one array of records"
+            reason = f"malformed JSON: {json_reason(error)}; expected one record a line, or one array of records"
             rejects.add(f"{source.name}:{number}", reason, text)
             continue
         if _usable(value, source, number, text, rejects):
             yield Record(number, value)
 
 
-def _json_array(source: Source, lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
-    """The values of a JSON array, read as far as needed for the next one: the array may be larger than memory.
+def _json_array(source: Source) -> Iterator[Record]:
+    """The values of a JSON array, read as far as needed for the next one: the array, even on one line, may be larger
+    than memory.
 
     Malformed JSON ends the run even with --on-error skip: where the next value begins is then unknown.
     """
     decoder = json.JSONDecoder(parse_constant=_no_constant)
-    parts = (line + "\n" for _, line in lines)
+    parts = source.text()
     text, at, number, ended = "", 0, 1, False
     expected = "["
     while True:
@@ -151,11 +158,12 @@ def _json_array(source: Source, lines: Iterable[tuple[int, str]]) -> Iterator[Re
             try:
                 value, end = decoder.raw_decode(text, at)
             except (ValueError, RecursionError) as error:
-                if ended:
-                    raise UserError(f"{where}: malformed JSON: {error}") from None
+                if ended or len(text) - at > _LONGEST_VALUE:
+                    line = number + text.count("\n", at, getattr(error, "pos", at))
+                    raise UserError(f"{source.name}:{line}: malformed JSON: {json_reason(error, False)}") from None
             else:
                 if not isinstance(value, dict | str):
-                    raise UserError(f"{where}: got {str(value)[:40]}; expected a string or a record")
+                    raise UserError(f"{where}: got {shown(value, 40)}; expected a string or a record")
                 yield Record(number, value)
                 number += text.count("\n", at, end)
                 at, expected = end, ",]"

@@ -31,6 +31,9 @@ class Rejects:
         record = {"where": where, "reason": reason, "content": content[:10000]}
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def __str__(self) -> str:
+        return f"{self.count:,} rejected, with reasons: {self.path}"
+
     def close(self) -> None:
         """Finish the file."""
         if self._file is not None:

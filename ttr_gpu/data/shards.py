@@ -7,11 +7,13 @@ complete, synced folder gets the target's name, and a failure of any kind remove
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ import numpy as np
 
 from ..errors import UserError
 from .gaps import GapHistogram
+from .sharded_array import ShardedArray
 from .spool import free_space_error
 
 FORMAT, FORMAT_VERSION = "ttr-gpu-dataset", 1
-# Elements of an inner chunk (1 MiB of float64) and of a shard (64 MiB of float64).
-CHUNK, SHARD = 1 << 17, 1 << 23
+# Positions of appended sequences that are taken up at once.
+_JOINED = 1 << 16
 
 
 @contextlib.contextmanager
@@ -31,6 +34,8 @@ def partial_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write into; on leaving it is renamed to `target`, or removed after any error or Ctrl-C."""
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists already; choose another -o, or add --overwrite")
+    if target.exists() and not _is_dataset(target):
+        raise UserError(f"{target}: exists already and is no data set; --overwrite replaces data sets only")
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +60,22 @@ def partial_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         _remove(partial)
 
 
+def note_leftovers(target: Path, say: Callable[[str], None]) -> None:
+    """Say if earlier runs to this target were killed: nothing but they could have removed their folders."""
+    if not target.parent.is_dir():
+        return
+    for folder in sorted(target.parent.glob(f"{glob.escape(target.name)}.partial-*")):
+        say(f"note: {folder} was left by a run that was killed, or is being written; remove it if no run is going on")
+
+
+def _is_dataset(path: Path) -> bool:
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(attributes.get("format") == FORMAT)
+
+
 class SplitWriter:
     """Appends sequences to one split.
 
@@ -68,10 +89,11 @@ class SplitWriter:
     def __init__(self, root: Any, name: str, vocabulary_size: int, origin: float) -> None:
         self._root, self.name, self.origin = root, name, origin
         self._dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
-        self._tokens: list[Any] = []
-        self._times: list[Any] = []
-        self._pending = 0
-        self._group: Any = None
+        self._tokens = ShardedArray(self._group, "tokens", self._dtype)
+        self._times = ShardedArray(self._group, "times", np.dtype(np.float64))
+        # Tokens, times and `continues` as they were appended; see `_join`.
+        self._fresh: tuple[list[Any], list[Any], list[bool]] = ([], [], [])
+        self._fresh_count = 0
         self._offsets = array("q", [0])
         self._digests = [hashlib.sha256(), hashlib.sha256()]
         self.documents = self.bytes = 0
@@ -88,36 +110,51 @@ class SplitWriter:
         self, tokens: Any, times: Any, *, documents: int = 0, text_bytes: int = 0, continues: bool = False
     ) -> None:
         """Add one sequence, int32 tokens and absolute times, or more of the last one (`continues`)."""
-        if not len(tokens):
+        count = len(tokens)
+        if not count:
             return
-        relative = np.asarray(times, np.float64) - self.origin
-        self.gaps.add(np.diff(relative))
         if continues:
-            self.gaps.add(relative[:1] - self._last_time)
-            self._offsets[-1] += len(tokens)
+            self._offsets[-1] += count
         else:
-            self._offsets.append(self._offsets[-1] + len(tokens))
-        self._last_time = float(relative[-1])
-        self.time_min = min(self.time_min, float(relative[0]))
-        self.time_max = max(self.time_max, float(relative[-1]))
+            self._offsets.append(self._offsets[-1] + count)
         self.documents += documents
         self.bytes += text_bytes
-        narrow = np.asarray(tokens).astype(self._dtype)
+        for fresh, value in zip(self._fresh, (tokens, times, continues), strict=True):
+            fresh.append(value)
+        self._fresh_count += count
+        # Sequences are often short: the arithmetic is done for many of them at once.
+        if self._fresh_count >= _JOINED:
+            self._join()
+
+    def _join(self) -> None:
+        """Take up what was appended: gaps, extremes, hashes, and the values themselves."""
+        if not self._fresh_count:
+            return
+        tokens, times, continues = self._fresh
+        self._fresh, self._fresh_count = ([], [], []), 0
+        starts = np.cumsum([0, *(len(part) for part in tokens[:-1])])
+        narrow = np.concatenate(tokens).astype(self._dtype)
+        relative = np.concatenate(times).astype(np.float64, copy=False) - self.origin
+        gaps = np.diff(relative, prepend=self._last_time)
+        inside = np.ones(len(gaps), bool)
+        inside[starts] = continues
+        self.gaps.add(gaps[inside])
+        self._last_time = float(relative[-1])
+        self.time_min = min(self.time_min, float(relative.min()))
+        self.time_max = max(self.time_max, float(relative.max()))
         self._digests[0].update(narrow.astype("<u4").tobytes())
         self._digests[1].update(relative.astype("<f8").tobytes())
         self._tokens.append(narrow)
         self._times.append(relative)
-        self._pending += len(tokens)
-        if self._pending >= SHARD:
-            self._write(SHARD)
 
     def finish(self) -> dict[str, Any]:
         """Write the rest; returns the split's entry in the attributes."""
-        while self._pending:
-            self._write(min(SHARD, self._pending))
-        offsets = np.frombuffer(self._offsets, np.int64)
-        if self._group is not None:
-            _store(self._group, "offsets", offsets, 0, min(SHARD, _rounded(len(offsets))))
+        self._join()
+        self._tokens.finish()
+        self._times.finish()
+        offsets = ShardedArray(self._group, "offsets", np.dtype(np.int64))
+        offsets.append(np.frombuffer(self._offsets, np.int64))
+        offsets.finish()
         return {
             "sequences": self.sequences, "tokens": int(self._offsets[-1]), "documents": self.documents,
             "bytes": self.bytes, "time_min": self.time_min, "time_max": self.time_max,
@@ -128,35 +165,31 @@ class SplitWriter:
         offsets = hashlib.sha256(np.frombuffer(self._offsets, np.int64).astype("<i8").tobytes()).hexdigest()
         return f"{self.name}:{self._digests[0].hexdigest()}:{self._digests[1].hexdigest()}:{offsets}"
 
-    def _write(self, count: int) -> None:
-        if self._group is None:
-            self._group = self._root.create_group(self.name)
-            # Small data do not allocate a shard of 64 MiB.
-            self._shard = SHARD if count == SHARD else _rounded(count)
-            self._written = 0
-        for name, parts in (("tokens", self._tokens), ("times", self._times)):
-            values = np.concatenate(parts)
-            _store(self._group, name, values[:count], self._written, self._shard)
-            parts[:] = [values[count:]] if len(values) > count else []
-        self._written += count
-        self._pending -= count
+    def _group(self) -> Any:
+        # Made with its first array: an empty split has none.
+        return self._root.require_group(self.name)
 
 
 def finish_dataset(
     folder: Path, root: Any, writers: list[SplitWriter], attributes: dict[str, Any], vocabulary: str
 ) -> None:
-    """Write the attributes, with checksums of every file and a fingerprint of the content."""
+    """Write the attributes, with checksums of every file and of themselves, and a fingerprint of the content."""
     splits = {writer.name: writer.finish() for writer in writers if writer.sequences}
     content = [vocabulary, *(writer.digest() for writer in writers if writer.sequences)]
     train = next((writer for writer in writers if writer.name == "train"), None)
-    root.attrs.update(
-        {
-            "format": FORMAT, "format_version": FORMAT_VERSION, **attributes, "splits": splits,
-            "gap": train.gaps.summary() if train is not None else {},
-            "checksums": file_checksums(folder),
-            "fingerprint": hashlib.sha256("\n".join(content).encode()).hexdigest(),
-        }
-    )  # fmt: skip
+    written = {
+        "format": FORMAT, "format_version": FORMAT_VERSION, **attributes, "splits": splits,
+        "gap": train.gaps.summary() if train is not None else {},
+        "checksums": file_checksums(folder),
+        "fingerprint": hashlib.sha256("\n".join(content).encode()).hexdigest(),
+    }  # fmt: skip
+    root.attrs.update({**written, "attributes_sha256": attributes_checksum(written)})
+
+
+def attributes_checksum(attributes: dict[str, Any]) -> str:
+    """SHA-256 of a data set's attributes but this one: the root's zarr.json cannot hold a checksum of itself."""
+    described = {name: value for name, value in attributes.items() if name != "attributes_sha256"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
@@ -172,27 +205,6 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _rounded(count: int) -> int:
-    chunk = min(CHUNK, max(count, 1))
-    return -(-count // chunk) * chunk
-
-
-def _store(group: Any, name: str, values: Any, start: int, shard: int) -> None:
-    """Write `values` at `start`, creating or growing the array."""
-    from zarr.codecs import ZstdCodec
-
-    if start == 0:
-        group.create_array(
-            name, shape=values.shape, dtype=values.dtype, chunks=(min(CHUNK, shard),), shards=(shard,),
-            compressors=ZstdCodec(level=3), fill_value=0, config={"write_empty_chunks": True},
-        )  # fmt: skip
-        target = group[name].with_config({"write_empty_chunks": True})
-    else:
-        target = group[name].with_config({"write_empty_chunks": True})
-        target.resize((start + len(values),))
-    target[start : start + len(values)] = values
 
 
 def _sync(folder: Path) -> None:

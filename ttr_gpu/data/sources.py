@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
@@ -67,6 +68,23 @@ class Source:
             # Some programs begin a file with a byte-order mark.
             yield number, (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
 
+    def text(self) -> Iterator[str]:
+        """The text in pieces of about a MiB, wherever lines end; UserError where it is not UTF-8."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        piece, self._head = self._head or self._read(1 << 20), b""
+        number, first = 1, True
+        while True:
+            try:
+                text = decoder.decode(piece, final=not piece)
+            except UnicodeDecodeError as error:
+                number += error.object.count(b"\n", 0, error.start)
+                raise UserError(f"{self.name}:{number}: invalid UTF-8; expected UTF-8") from None
+            yield text.removeprefix("\ufeff") if first else text
+            if not piece:
+                return
+            number += text.count("\n")
+            piece, first = self._read(1 << 20), False
+
     def close(self) -> None:
         """Close the file."""
         if self.path != "-":
@@ -101,5 +119,6 @@ def similar(path: str) -> str:
     import difflib
 
     folder = Path(path).parent
-    near = difflib.get_close_matches(Path(path).name, [p.name for p in folder.glob("*")] if folder.is_dir() else [], 1)
+    names = [p.name for p in folder.glob("*")] if folder.is_dir() else []
+    near = difflib.get_close_matches(Path(path).name, names, 1, 0.75)
     return f"; did you mean {folder / near[0]}?" if near else ""

@@ -57,12 +57,14 @@ def by_sequence(count: int, options: SplitOptions) -> np.ndarray[Any, Any]:
     return split
 
 
-def cut_times(text: str, times: Any, parser: TimestampParser) -> tuple[float, float]:
-    """The two times at which --split-time cuts. `times`: of all events or documents, for percentages."""
+_CUTS = "expected two timestamps or percentages in ascending order, such as 80%,90%"
+
+
+def parse_cuts(text: str, parser: TimestampParser) -> list[tuple[str, float]]:
+    """The two cuts of --split-time, each ("share", 0.8) or ("time", 1.7e9)."""
     parts = [part.strip() for part in text.split(",")]
-    expected = "expected two timestamps or percentages in ascending order, such as 80%,90%"
     if len(parts) != 2:
-        raise UserError(f"--split-time: got {text!r}; {expected}")
+        raise UserError(f"--split-time: got {text!r}; {_CUTS}")
     cuts = []
     for part in parts:
         try:
@@ -70,13 +72,26 @@ def cut_times(text: str, times: Any, parser: TimestampParser) -> tuple[float, fl
                 share = float(part[:-1]) / 100
                 if not 0 <= share <= 1:
                     raise ValueError
-                # Of very many times a sample, evenly taken, is exact enough.
-                ordered = np.sort(times[:: max(1, len(times) >> 22)])
-                cuts.append(float(ordered[min(int(share * len(ordered)), len(ordered) - 1)]) if share < 1 else np.inf)
+                cuts.append(("share", share))
             else:
-                cuts.append(parser.parse(part))
+                cuts.append(("time", parser.parse(part)))
         except ValueError as error:
-            raise UserError(f"--split-time: got {text!r}; {expected}" + (f" ({error})" if str(error) else "")) from None
+            raise UserError(f"--split-time: got {text!r}; {_CUTS}" + (f" ({error})" if str(error) else "")) from None
+    if cuts[0][0] == cuts[1][0] and cuts[0][1] > cuts[1][1]:
+        raise UserError(f"--split-time: got {text!r}; {_CUTS}")
+    return cuts
+
+
+def cut_times(text: str, times: Any, parser: TimestampParser) -> tuple[float, float]:
+    """The two times at which --split-time cuts. `times`: of all events or documents, for percentages."""
+    cuts = []
+    for kind, value in parse_cuts(text, parser):
+        if kind == "share" and value < 1:
+            # Of very many times a sample, evenly taken, is exact enough.
+            ordered = np.sort(times[:: max(1, len(times) >> 22)])
+            cuts.append(float(ordered[min(int(value * len(ordered)), len(ordered) - 1)]))
+        else:
+            cuts.append(np.inf if kind == "share" else value)
     if not cuts[0] <= cuts[1]:
-        raise UserError(f"--split-time: got {text!r}; {expected}")
+        raise UserError(f"--split-time: got {text!r}, which is {cuts[0]!r},{cuts[1]!r}; {_CUTS}")
     return cuts[0], cuts[1]

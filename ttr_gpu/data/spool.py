@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from array import array
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ class Column:
             self._file = None
         if not self.count:
             return np.empty(0, self.code)
-        return np.memmap(self.path, self.code, "r")
+        # A plain array over the mapping: single elements of a memmap are slow to take.
+        return np.asarray(np.memmap(self.path, self.code, "r"))
 
     def _flush(self) -> None:
         if self._block and self._file is not None:
@@ -89,10 +91,7 @@ class EventSpool:
         if in_order:
             return Grouped(offsets, *columns)
         filled = offsets[:-1].copy()
-        sorted_columns = [
-            np.memmap(self.folder / f"sorted{index}", column.dtype, "w+", shape=column.shape)
-            for index, column in enumerate(columns)
-        ]
+        sorted_columns = [_mapped(self.folder / f"sorted{index}", column) for index, column in enumerate(columns)]
         for begin in range(0, len(owner), _BLOCK):
             part = np.asarray(owner[begin : begin + _BLOCK])
             order = np.argsort(part, kind="stable")
@@ -104,6 +103,13 @@ class EventSpool:
                 result[target] = column[begin : begin + _BLOCK][order]
             filled[ordered[starts]] += np.diff(starts, append=len(part))
         return Grouped(offsets, *sorted_columns)
+
+
+def _mapped(path: Path, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A file to write into as an array. Its space is taken at once: on a full disk, a write to a mapped page kills."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(like.nbytes, 1))
+    return np.memmap(path, like.dtype, "r+", shape=like.shape)
 
 
 class Grouped:

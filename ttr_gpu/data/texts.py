@@ -58,6 +58,8 @@ class TextReader:
         if self.timed is not None and timed != self.timed:
             raise UserError(f"{source.name}: has {'' if timed else 'no '}timestamps, unlike {self.sources[0]}")
         self.timed = timed
+        if not timed and self.options.timestamp_prefix:
+            raise UserError(f"--timestamp-prefix: {source.name} has no timestamps; expected one with each document")
         if not timed:
             say(f"{source.name}: no timestamps; the time of a token is its position in its sequence")
         number = len(self.sources)
@@ -162,6 +164,7 @@ def write_texts(
     last_group = [-1, -1, -1]
     last_time = [0.0, 0.0, 0.0]
     position = [0, 0, 0]
+    start, end = np.array([tokenizer.start], np.int32), np.array([tokenizer.end], np.int32)
     with Progress("tokenising", len(order), "documents") as progress:
         for begin in range(0, len(order), _BATCH):
             indices = order[begin : begin + _BATCH]
@@ -178,11 +181,11 @@ def write_texts(
                         "before it in its sequence; expected times in ascending order",
                     )  # fmt: skip
                     continue
-                count = len(spool.text(int(index)).encode()) + 1
-                body = np.append(tokens, np.int32(tokenizer.end))
-                for number, piece in enumerate(_pieces(body, prefix, reader.options, joined)):
+                count = spool.bytes_of(int(index)) + 1
+                body = np.concatenate((tokens, end))
+                for number, piece in enumerate(_pieces(body, prefix, reader.options)):
                     continues = joined or (number > 0 and reader._joined)
-                    whole = piece if continues else np.concatenate([[tokenizer.start], piece]).astype(np.int32)
+                    whole = np.concatenate(piece if continues else (start, *piece))
                     position[which] = position[which] if continues else 0
                     times = np.full(len(whole), time)
                     if not reader.timed:
@@ -200,8 +203,6 @@ def _prefixes(
 ) -> list[np.ndarray[Any, Any]]:
     if not reader.options.timestamp_prefix:
         return [np.empty(0, np.int32)] * len(indices)
-    if not reader.timed:
-        raise UserError("--timestamp-prefix: the documents have no timestamps; expected a timestamp with each")
     texts = []
     for index in indices:
         text = date_text(float(reader.spool.times[index]), unit, reader.options.timestamp_format)
@@ -215,9 +216,9 @@ def _prefixes(
 
 
 def _pieces(
-    body: np.ndarray[Any, Any], prefix: np.ndarray[Any, Any], options: PreprocessOptions, joined: bool
-) -> Iterator[np.ndarray[Any, Any]]:
-    """The document in segments of at most --segment tokens, each after its prefix; `<s>` counts where there is one."""
+    body: np.ndarray[Any, Any], prefix: np.ndarray[Any, Any], options: PreprocessOptions
+) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """(prefix, part) of the document's segments, which with `<s>` have at most --segment tokens."""
     capacity = len(body)
     if options.segment is not None:
         capacity = options.segment - len(prefix) - 1
@@ -227,4 +228,4 @@ def _pieces(
                 "tokens, <s>, and one token of text"
             )
     for begin in range(0, len(body), capacity):
-        yield np.concatenate([prefix, body[begin : begin + capacity]]).astype(np.int32)
+        yield prefix, body[begin : begin + capacity]

@@ -7,18 +7,24 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..errors import UserError
+from .wording import shown
 
 UNITS = {
     "nanoseconds": 1e-9, "microseconds": 1e-6, "milliseconds": 1e-3, "seconds": 1.0, "minutes": 60.0, "hours": 3600.0,
     "days": 86400.0, "weeks": 604800.0,
 }  # fmt: skip
+_SHORT = {
+    "ns": "nanoseconds", "us": "microseconds", "µs": "microseconds", "ms": "milliseconds", "s": "seconds",
+    "min": "minutes", "h": "hours", "d": "days", "w": "weeks",
+}  # fmt: skip
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def unit_seconds(unit: str) -> float:
-    """Seconds in a unit: a name of UNITS, or a positive number of seconds as text."""
-    if unit in UNITS:
-        return UNITS[unit]
+    """Seconds in a unit: a name of UNITS (also singular or short: "day", "ms"), or a positive number as text."""
+    for name in (unit, _SHORT.get(unit, ""), f"{unit}s"):
+        if name in UNITS:
+            return UNITS[name]
     try:
         seconds = float(unit)
     except ValueError:
@@ -42,7 +48,7 @@ class TimestampParser:
     def parse(self, value: Any) -> float:
         """A finite float64; ValueError saying what was got and what was expected."""
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError(f"time: got {_shown(value)}; expected a number or an ISO 8601 date")
+            raise ValueError(f"time: got {shown(value)}; expected a number or an ISO 8601 date")
         try:
             time = float(value)
         except ValueError:
@@ -50,18 +56,18 @@ class TimestampParser:
         except OverflowError:
             time = math.inf
         if not math.isfinite(time):
-            raise ValueError(f"time: got {_shown(value)}; expected a finite number")
+            raise ValueError(f"time: got {shown(value)}; expected a finite number")
         return time
 
     def _date(self, text: str) -> float:
         try:
             date = datetime.fromisoformat(text.strip())
         except ValueError:
-            raise ValueError(f"time: got {_shown(text)}; expected a number or an ISO 8601 date") from None
+            raise ValueError(f"time: got {shown(text)}; expected a number or an ISO 8601 date") from None
         if date.tzinfo is None:
             if not self.assume_utc:
                 raise ValueError(
-                    f"time: got {_shown(text)}, a date without a zone; expected one such as "
+                    f"time: got {shown(text)}, a date without a zone; expected one such as "
                     "2024-05-01T12:00:00Z, or the option --assume-utc"
                 )
             date = date.replace(tzinfo=UTC)
@@ -69,14 +75,12 @@ class TimestampParser:
         return seconds if self.unit == 1.0 else seconds / self.unit
 
 
-def date_text(time: float, unit: float, form: str = "%Y-%m-%d %H:%M:%S") -> str | None:
+def date_text(
+    time: float, unit: float, form: str = "%Y-%m-%d %H:%M:%S", milliseconds: bool = False
+) -> str | None:  # fmt: skip
     """A time (in `unit` seconds since 1970) as a UTC date; None where it is outside the calendar."""
     try:
-        return (_EPOCH + timedelta(seconds=time * unit)).strftime(form)
+        date = _EPOCH + timedelta(seconds=time * unit)
+        return date.strftime(form) + (f".{date.microsecond // 1000:03d}" if milliseconds else "")
     except (OverflowError, ValueError):
         return None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -5,7 +5,10 @@ Built on Hugging Face `tokenizers`; every kind is saved as one `tokenizer.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ import numpy as np
 from ..errors import UserError
 
 END, START = "</s>", "<s>"
+# Characters of the longest word from which BPE learns.
+_LONGEST_WORD = 4096
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
 
 
 class TextTokenizer:
@@ -59,14 +65,52 @@ def train_bpe(texts: Iterator[str], vocabulary_size: int) -> TextTokenizer:
     """
     from tokenizers import trainers
 
-    if vocabulary_size < 258:
-        raise UserError(f"--vocab-size: got {vocabulary_size}, expected at least 258 (256 bytes, {END} and {START})")
+    check_vocabulary_size(vocabulary_size)
     tokenizer = _byte_level({})
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size, special_tokens=[END, START], initial_alphabet=_alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    pieces = (piece for text in texts for piece in _cut_long_words(text))
+    _interruptible(lambda taken: tokenizer.train_from_iterator(taken, trainer), pieces)
     return TextTokenizer(tokenizer)
+
+
+def _interruptible(train: Callable[[Iterator[str]], None], texts: Iterator[str]) -> None:
+    """`train(texts)` in a thread of its own: the library asks for no signals, and Ctrl-C would wait for its end."""
+    stopped = threading.Event()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            train(itertools.takewhile(lambda _: not stopped.is_set(), texts))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="tokenizer", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        # The thread must not be inside Python when Python ends.
+        stopped.set()
+        thread.join(0.5)
+        raise
+    if errors:
+        raise errors[0]
+
+
+def check_vocabulary_size(size: int) -> None:
+    """UserError if a vocabulary is too small for the 256 bytes and the special tokens."""
+    if size < 258:
+        raise UserError(f"--vocab-size: got {size}, expected at least 258 (256 bytes, {END} and {START})")
+
+
+def _cut_long_words(text: str) -> list[str]:
+    """A text whose words are short, as it is; else in pieces: training takes time with the square of a word's length
+    (one of 3 MB took more than 100 s, in pieces 5 s)."""
+    if _LONG_WORD.search(text) is None:
+        return [text]
+    return [text[i : i + _LONGEST_WORD] for i in range(0, len(text), _LONGEST_WORD)]
 
 
 def byte_tokenizer() -> TextTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +38,19 @@ class Evaluation:
 
 def evaluate_split(
     model: TransformerModel, split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None,
-    limit_tokens: int | None = None,
+    limit_tokens: int | None = None, stopped: Callable[[], bool] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Score every target of a split (or the first `limit_tokens`), in windows of `max_length`, without dropout."""
+    """Score every target of a split (or the first `limit_tokens`), in windows of `max_length`, without dropout.
+
+    `stopped` is asked before every batch whether to leave the rest out.
+    """
     nats, right, count = 0.0, 0, 0
     for batch in evaluation_batches(
         split, tokens_per_batch=max(tokens_per_batch, max_length), max_length=max_length, stride=stride,
         limit_tokens=limit_tokens,
     ):  # fmt: skip
+        if stopped is not None and stopped():
+            break
         losses, correct = model.evaluate_batch(batch)
         nats += float(losses.sum(dtype=np.float64))
         right += int(correct[batch.targets >= 0].sum())

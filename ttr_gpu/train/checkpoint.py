@@ -100,7 +100,10 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     there = sorted(p for p in folder.glob("step-*") if (p / "DONE").is_file()) if folder.is_dir() else []
     if not there:
-        raise UserError(f"{path}: holds no checkpoint; expected a run folder or its checkpoints/step-XXXXXXXX")
+        what = "holds no checkpoint" if path.exists() else "no such folder"
+        if (path / "zarr.json").is_file():
+            what = "is a data set, not a run"
+        raise UserError(f"{path}: {what}; expected a run folder or its checkpoints/step-XXXXXXXX")
     if best:
         step = json.loads((there[-1] / "state.json").read_text()).get("best_step")
         there = [p for p in there if p.name == f"step-{step or 0:08d}"] or there

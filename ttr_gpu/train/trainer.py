@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -79,6 +80,7 @@ class Trainer:
         self.model = TransformerModel(config.model, seed=train.seed)
         self.optimizer = Optimizer(self.model, train)
         self.progress = Progress()
+        self._received: list[int] = []
         if resume is not None:
             resume.restore(self.model, self.optimizer)
             self.progress = Progress(**{k: resume.state[k] for k in ("step", "tokens", "seconds", "best_loss")})
@@ -105,6 +107,7 @@ class Trainer:
         reason = "finished"
         try:
             with self.batches, _signals() as received:
+                self._received = received
                 while progress.step < plan.total_steps:
                     self._step(list(islice(self.batches, self.config.train.accumulate)))
                     last = progress.step == plan.total_steps
@@ -164,7 +167,7 @@ class Trainer:
         train = self.config.train
         return evaluate_split(
             self.model, self.dataset.split(split_name), tokens_per_batch=train.tokens_per_batch,
-            max_length=train.max_length, limit_tokens=limit_tokens,
+            max_length=train.max_length, limit_tokens=limit_tokens, stopped=lambda: bool(self._received),
         )  # fmt: skip
 
     def _validate(self) -> bool:
@@ -173,6 +176,9 @@ class Trainer:
             return False
         progress = self.progress
         result = self.evaluate("validation", self.config.train.evaluate_tokens)
+        if self._received:
+            # Cut short, and so no measure: a Ctrl-C need not wait for a long evaluation.
+            return False
         improved = progress.best_loss is None or result.cross_entropy < progress.best_loss
         if improved:
             progress.best_loss, progress.best_step, progress.stale = result.cross_entropy, progress.step, 0
@@ -230,6 +236,9 @@ def _signals() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        # Written past Python's buffers, which the interrupted code may hold.
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
 
     try:
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

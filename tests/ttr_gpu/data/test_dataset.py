@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ttr_gpu.data import shards
+from ttr_gpu.data import sharded_array
 from ttr_gpu.data.dataset import open_dataset, verify
 from ttr_gpu.data.options import PreprocessOptions
 from ttr_gpu.data.preprocess import preprocess
@@ -84,8 +84,8 @@ def test_an_absent_split_names_those_there(data):
 
 
 def test_several_shards(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 1 << 10)
-    monkeypatch.setattr(shards, "CHUNK", 1 << 7)
+    monkeypatch.setattr(sharded_array, "SHARD_BYTES", 8 << 10)
+    monkeypatch.setattr(sharded_array, "CHUNK_BYTES", 1 << 10)
     source = tmp_path / "long.csv"
     times = np.cumsum(np.random.default_rng(0).exponential(1.0, 5000))
     source.write_text("sequence,time\n" + "".join(f"{i // 50},{t!r}\n" for i, t in enumerate(times.tolist())))
@@ -118,11 +118,12 @@ def test_byte_level_tokenizers_bring_back_any_text():
 MEMORY_SCRIPT = """
 import sys
 from pathlib import Path
-from ttr_gpu.data import shards
+from ttr_gpu.data import sharded_array
 from ttr_gpu.data.options import PreprocessOptions
 from ttr_gpu.data.preprocess import preprocess
-shards.SHARD = 1 << 20
-preprocess(PreprocessOptions([sys.argv[1]], Path(sys.argv[2]), tokenizer='bytes'), lambda line: None)
+sharded_array.SHARD_BYTES = 8 << 20
+tokenizer = 'bytes' if sys.argv[1].endswith('.txt') else 'bpe'
+preprocess(PreprocessOptions([sys.argv[1]], Path(sys.argv[2]), tokenizer=tokenizer), lambda line: None)
 """
 
 

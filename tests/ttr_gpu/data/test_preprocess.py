@@ -127,7 +127,7 @@ def test_bad_events_are_named(tmp_path, text, where, what):
         ('{"text": "a"}\n[1]\n', "in.jsonl:2", "expected a record"),
         ('{"text": "a"}\n{"text": ""}\n', "in.jsonl:2", "empty text"),
         ('{"text": "a"}\n{"text": "</s>"}\n', "in.jsonl:2", "empty text"),
-        ('["a", "b"', "in.jsonl:2", "does not end"),
+        ('["a", "b"', "in.jsonl:1", "does not end"),
         ('["a"\n "b"]', "in.jsonl:2", "expected ','"),
         ('["a",\n 5]', "in.jsonl:2", "expected a string or a record"),
         ('["a"] x', "in.jsonl:1", "after the end"),

@@ -215,7 +215,7 @@ def test_damaged_checkpoints_are_refused(data, tmp_path):
     file.write_bytes(content)
     with pytest.raises(UserError, match="wrong checksum"):
         open_checkpoint(path)
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="no such folder"):
         find_checkpoint(tmp_path / "nothing")
 
 
