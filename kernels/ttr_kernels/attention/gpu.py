@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import FLOAT32, INT32, Array, DType, array_module, flat_rows, kernel_view
+from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, INT32, Array, DType, array_module, flat_rows, kernel_view
 from ..common.cuda.launch import CXX_TYPES, Kernel, address
 from ..common.philox import keep_threshold, key_and_offset
 
@@ -61,17 +61,16 @@ def keys_tiles(width: int, itemsize: int) -> Tiles:
     return Tiles(64, 64, 4) if width <= 128 else Tiles(32, 64, 4, slices=2)
 
 
-def forward_bytes(tiles: Tiles, width: int, itemsize: int) -> int:
-    """Shared memory of a block, as forward.cu lays it out; below, the same for the other two."""
-    return (tiles.queries + 4 * tiles.keys) * width * itemsize + 16 * tiles.keys + 8 * tiles.queries
+def shared_bytes(file: str, tiles: Tiles, width: int, itemsize: int) -> int:
+    """Shared memory of a block, as the file lays it out."""
+    row = width * itemsize
+    if file == "backward_keys":
+        return (2 * tiles.keys + 4 * tiles.queries) * row + 32 * tiles.queries
+    kept = 1 if file == "forward" else 2
+    return (kept * tiles.queries + 4 * tiles.keys) * row + 16 * tiles.keys + 8 * tiles.queries
 
 
-def queries_bytes(tiles: Tiles, width: int, itemsize: int) -> int:
-    return (2 * tiles.queries + 4 * tiles.keys) * width * itemsize + 16 * tiles.keys + 8 * tiles.queries
-
-
-def keys_bytes(tiles: Tiles, width: int, itemsize: int) -> int:
-    return (2 * tiles.keys + 4 * tiles.queries) * width * itemsize + 32 * tiles.queries
+_TILES = {"forward": forward_tiles, "backward_queries": queries_tiles, "backward_keys": keys_tiles}
 
 
 def forward(
@@ -79,20 +78,19 @@ def forward(
     time_bias: TimeBias | None, dropout: Dropout, out: Array,
 ) -> Array:  # fmt: skip
     heads, group = q.shape[-2], q.shape[-2] // k.shape[-2]
-    width, itemsize = _width(q.shape[-1]), q.dtype.itemsize
+    width = _width(q.shape[-1])
     log_normalizer: Array = array_module(q).empty((_queries(visibility), heads), FLOAT32)
     q, scale = _with_positive_scale(q, scale)
     rows = [_Rows(array) for array in (q, k, v)]
     result = _Rows(out, result=True)
-    tiles = forward_tiles(width, itemsize)
+    kernel, tiles = _kernel("forward", q.dtype, width, _kind(time_bias), dropout.rate > 0)
     work = _work_list(q, visibility, tiles.queries, by_keys=False)
-    kernel = _kernel("forward", q.dtype, width, tiles, _kind(time_bias), dropout.rate > 0)
     arguments = [
         work, *_each(rows), result.array, result.stride, log_normalizer,
         group, result.dim, scale, int(visibility.causal), visibility.window,
-        *_time_arguments(times, key_times, time_bias), *_dropout_arguments(dropout),
+        *_time_arguments(times, key_times, time_bias, visibility), *_dropout_arguments(dropout),
     ]  # fmt: skip
-    kernel.launch(q, (len(work), heads), (32 * tiles.warps,), arguments, forward_bytes(tiles, width, itemsize))
+    kernel.launch(q, (len(work), heads), (32 * tiles.warps,), arguments)
     result.finish()
     return log_normalizer
 
@@ -103,7 +101,7 @@ def backward(
     visibility, dtype = saved.visibility, dout.dtype
     heads, kv_heads = saved.q.shape[-2], saved.k.shape[-2]
     group, total = heads // kv_heads, _queries(visibility)
-    width, itemsize = _width(dout.shape[-1]), dtype.itemsize
+    width = _width(dout.shape[-1])
     xp = array_module(dout)
     q, scale = _with_positive_scale(saved.q, saved.scale)
     rows_q, rows_k, rows_v, rows_do = (_Rows(array) for array in (q, saved.k, saved.v, dout))
@@ -120,26 +118,24 @@ def backward(
     inputs = [*_each([rows_q, rows_k, rows_v, rows_do]), statistics, total]
     kind, dropping = _kind(saved.time_bias), saved.dropout.rate > 0
     last = [
-        *_time_arguments(saved.times, saved.key_times, saved.time_bias), *_dropout_arguments(saved.dropout),
+        *_time_arguments(saved.times, saved.key_times, saved.time_bias, visibility), *_dropout_arguments(saved.dropout),
     ]  # fmt: skip
     sight = [int(visibility.causal), visibility.window]
 
-    tiles = keys_tiles(width, itemsize)
+    kernel, tiles = _kernel("backward_keys", dtype, width, kind, dropping)
     work = _work_list(dout, visibility, tiles.keys, by_keys=True)
-    _kernel("backward_keys", dtype, width, tiles, kind, dropping).launch(
+    kernel.launch(
         dout, (len(work), kv_heads, tiles.slices), (32 * tiles.warps,),
         [work, *inputs, result_k.array, result_k.stride, result_v.array, result_v.stride, group, dim, scale, *sight,
          *last],
-        keys_bytes(tiles, width, itemsize),
     )  # fmt: skip
 
-    tiles = queries_tiles(width, itemsize)
+    kernel, tiles = _kernel("backward_queries", dtype, width, kind, dropping)
     work = _work_list(dout, visibility, tiles.queries, by_keys=False)
     partial = [] if gradient is None else [xp.empty((heads, len(work), 2), FLOAT32)]
-    _kernel("backward_queries", dtype, width, tiles, kind, dropping).launch(
+    kernel.launch(
         dout, (len(work), heads), (32 * tiles.warps,),
         [work, *inputs, result_q.array, result_q.stride, group, dim, scale, saved.scale, *sight, *last, *partial],
-        queries_bytes(tiles, width, itemsize),
     )  # fmt: skip
     for result in (result_q, result_k, result_v):
         result.finish()
@@ -210,10 +206,30 @@ def _kind(bias: TimeBias | None) -> int:
     return NO_BIAS if bias is None else LINEAR if bias.kind == "linear" else LOG
 
 
-def _time_arguments(times: Array | None, key_times: Array | None, bias: TimeBias | None) -> list[Array]:
+def _time_arguments(
+    times: Array | None, key_times: Array | None, bias: TimeBias | None, visibility: Visibility
+) -> list[Array]:
     if bias is None or times is None or key_times is None:
         return []
+    if bias.kind == "linear" and times is not key_times:
+        times = _newest_key_times(times, key_times, visibility)
     return [kernel_view(array) for array in (times, key_times, bias.rate, bias.tau)]
+
+
+def _newest_key_times(times: Array, key_times: Array, visibility: Visibility) -> Array:
+    """The time of the newest key that each query sees (its own if it sees none), to stand for the query's time.
+
+    The softmax does not see the −rate · (t_i − t_newest) / tau by which this changes the logits of a row; far from all
+    keys that term would dwarf the logits' differences in float32.
+    """
+    lengths = np.diff(visibility.query_offsets)
+    newest = np.arange(len(times)) + np.repeat(visibility.key_offsets[1:] - visibility.query_offsets[1:], lengths)
+    sees = newest >= np.repeat(visibility.key_offsets[:-1], lengths)
+    if not sees.any():
+        return times
+    xp = array_module(times)
+    moved: Array = xp.where(xp.asarray(sees), key_times[xp.asarray(np.where(sees, newest, 0))], times)
+    return moved
 
 
 def _dropout_arguments(dropout: Dropout) -> list[Any]:
@@ -257,7 +273,8 @@ def _kept_work_list(
 
 
 @functools.cache
-def _kernel(file: str, dtype: DType, width: int, tiles: Tiles, bias: int, dropping: bool) -> Kernel:
+def _kernel(file: str, dtype: DType, width: int, bias: int, dropping: bool) -> tuple[Kernel, Tiles]:
+    tiles = _TILES[file](width, dtype.itemsize)
     macros: dict[str, int | str] = {
         "TTR_T": CXX_TYPES[dtype],
         "TTR_HEAD_DIM": width,
@@ -266,9 +283,11 @@ def _kernel(file: str, dtype: DType, width: int, tiles: Tiles, bias: int, droppi
         "TTR_QUERIES": tiles.queries,
         "TTR_KEYS": tiles.keys,
         "TTR_WARPS": tiles.warps,
-        "TTR_SLICES": tiles.slices,
     }
-    return Kernel(_HERE / f"{file}.cu", f"attention_{file}", macros)
+    if file == "backward_keys":
+        macros["TTR_SLICES"] = tiles.slices
+    shared = shared_bytes(file, tiles, width, dtype.itemsize)
+    return Kernel(_HERE / f"{file}.cu", f"attention_{file}", macros, shared), tiles
 
 
 @functools.cache
@@ -279,3 +298,19 @@ def _statistics_kernel(dtype: DType) -> Kernel:
 @functools.cache
 def _gradients_kernel(dtype: DType) -> Kernel:
     return Kernel(_HERE / "backward_rows.cu", "attention_bias_gradients", {"TTR_T": CXX_TYPES[dtype]})
+
+
+# What users with default settings meet: head dims of the presets, no bias or the log bias, with and without dropout. Of
+# the rest a sample: dtypes and kinds of bias differ in a few instructions.
+_USUAL = [
+    *((dtype, width, bias, dropping) for dtype in (BFLOAT16, FLOAT32) for width in (32, 64) for bias in (NO_BIAS, LOG)
+      for dropping in (False, True)),
+    *((BFLOAT16, 128, bias, False) for bias in (NO_BIAS, LINEAR, LOG)),
+    (BFLOAT16, 64, LINEAR, False),
+    (FLOAT16, 64, NO_BIAS, False),
+    (FLOAT16, 64, LOG, True),
+]  # fmt: skip
+INSTANTIATIONS: list[Kernel] = [
+    *(_kernel(file, *variant)[0] for variant in _USUAL for file in _TILES),
+    *(kernel(dtype) for dtype in (FLOAT32, BFLOAT16, FLOAT16) for kernel in (_statistics_kernel, _gradients_kernel)),
+]
