@@ -218,11 +218,11 @@ def _value(kernel: str, i: int, code: str, argument: Any, pointer: int) -> Any:
             return ctypes.c_void_p(pointer)
         given = f"array of {given}"
     else:
-        given = "int64" if isinstance(argument, int) else "float32" if isinstance(argument, float) else ""
-        given = given or getattr(getattr(argument, "dtype", None), "name", type(argument).__name__)
+        dtype = getattr(argument, "dtype", None)  # np.float64 is a float, too
+        given = dtype.name if dtype else {int: "int64", float: "float32"}.get(type(argument), type(argument).__name__)
         if code[0] == "=" and _LETTERS.get(given) == code[1]:
-            return _SCALARS[code[1]](argument if isinstance(argument, int | float) else argument.item())
-        if code[0] == "p" and isinstance(argument, int) and argument == 0:
+            return _SCALARS[code[1]](argument.item() if dtype else argument)
+        if code[0] == "p" and type(argument) is int and argument == 0:
             return ctypes.c_void_p(None)
     wanted = next((name for name, letter in _LETTERS.items() if letter == code[1]), code[1])
     wanted = f"pointer to {' or '.join(_POINTERS.get(code[1], ('anything',)))}" if code[0] == "p" else wanted
@@ -234,11 +234,17 @@ def _load(source: Path, name: str, defines: tuple[tuple[str, int | str], ...], m
     return _Library(host_compiler.kernel_library(source, name, dict(defines), mode), name)
 
 
+def forget() -> None:
+    """Load libraries anew: for tests that change how they are compiled."""
+    _load.cache_clear()
+
+
 def _fault(line: str) -> Fault:
     kind, message, block, thread, where = line.split("\t")
     return Fault(kind, message, block, int(thread), _source_line(int(where, 16)) if where.startswith("0x") else "")
 
 
+@functools.cache
 def _source_line(address: int) -> str:
     """ "inner.cuh:3 < kernel.cu:10" for a program counter of this process, without the emulator's own files."""
     spans = []
@@ -265,7 +271,7 @@ def poisoned_empty() -> Iterator[None]:
         def made(*args: Any, **options: Any) -> np.ndarray:
             array = make(*args, **options)
             if array.size and not array.dtype.hasobject and array.dtype != bool:
-                array.view(np.uint8).fill(0xFF) if array.ndim else array.fill(-1)
+                array.ravel(order="K").view(np.uint8).fill(0xFF)
             return array
 
         return made

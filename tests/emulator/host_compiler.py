@@ -6,6 +6,7 @@ memory. The emulator's runtime (host/*.cpp) is one more library, which they all 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -30,6 +31,7 @@ BASE = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
 ]
+RUNTIME_FLAGS = [*BASE, "-O2", "-Wall", "-Wextra", "-shared"]
 FLAGS = {"plain": ["-O1"], "check": ["-O1", "-fsanitize=thread,alignment"]}
 _KEPT_DAYS = 30
 
@@ -70,10 +72,9 @@ def runtime_library() -> Path:
     headers = [HOST / "runtime.h", HOST / "fiber.h"]
 
     def build(target: Path) -> None:
-        flags = [*BASE, "-O2", "-Wall", "-Wextra", "-shared"]
-        _run([compiler(), *flags, *map(str, sources), "-o", str(target), f"-Wl,-soname,{library.name}"])
+        _run([compiler(), *RUNTIME_FLAGS, *map(str, sources), "-o", str(target), f"-Wl,-soname,{library.name}"])
 
-    library = _cache() / f"runtime-{_digest([*sources, *headers])}.so"
+    library = _cache() / f"runtime-{_digest([*sources, *headers], *RUNTIME_FLAGS)}.so"
     return _once(library, build)
 
 
@@ -151,8 +152,9 @@ def _cache() -> Path:
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="ttr-emulator-"))
     for old in folder.iterdir():
-        if time.time() - old.stat().st_mtime > _KEPT_DAYS * 86400:
-            old.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process may tidy up too
+            if old.is_file() and time.time() - old.stat().st_mtime > _KEPT_DAYS * 86400:
+                old.unlink()
     return folder
 
 

@@ -1,7 +1,7 @@
 """What the emulator must share with a GPU: fragment layouts, shuffles, votes, barriers, asynchronous copies, bits.
 
-Every expectation is written from the PTX ISA or the CUDA guide, with none of the emulator's code. With `-m gpu` the same
-kernels run on a device: the first thing to run there, since all other kernels stand on these.
+Every expectation is written from the PTX ISA or the CUDA guide, with none of the emulator's code. With `-m gpu` the
+same kernels run on a device: the first thing to run there, since all other kernels stand on these.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def test_shuffles(run):
         value[np.where(LANES >= 3, LANES - 3, LANES)],
         value[np.where(LANES + 3 < 32, LANES + 3, LANES)],
         value[segment + source % 8],
-        value[np.where(LANES ^ 9 < segment + 8, LANES ^ 9, LANES)],  # a lane of an earlier segment may be read
+        value[np.where(segment + 8 > (LANES ^ 9), LANES ^ 9, LANES)],  # a lane of an earlier segment may be read
         value[np.where(LANES % 8 >= 3, LANES - 3, LANES)],
         value[np.where(LANES % 8 + 3 < 8, LANES + 3, LANES)],
         value[31 - LANES],
