@@ -1,4 +1,4 @@
-"""The time-aware Transformer in PyTorch: the peer of `benchmarks step`, and the twin that tests/torch compares with.
+"""The time-aware Transformer in PyTorch: the peer of `benchmarks step`, and the twin that tests/pytorch compares with.
 
 Eager float32, written independently of ttr_gpu.nn. Only the names of the parameters are the same, so that
 `load_weights` can take ours.

@@ -4,7 +4,6 @@ import pytest
 from agreement import assert_close
 from model_batches import packed
 
-# Not "torch": this folder has that name, and would pass for an empty package of it.
 pytest.importorskip("torch.nn.functional", reason="PyTorch is not installed: pip install torch==2.13.0")
 from benchmarks.peers import torch_model
 from ttr_gpu.config import ModelConfig

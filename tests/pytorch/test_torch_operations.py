@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from agreement import assert_close
 
-# Not "torch": this folder has that name, and would pass for an empty package of it.
 pytest.importorskip("torch.nn.functional", reason="PyTorch is not installed: pip install torch==2.13.0")
 import torch
 import torch.nn.functional as F
