@@ -63,6 +63,6 @@ def _kernel(name: str, dtype: DType, layout: RowLayout) -> Kernel:
 INSTANTIATIONS = [
     _kernel(name, dtype, layout_of(width, 16 // dtype.itemsize))
     for dtype in (FLOAT32, BFLOAT16, FLOAT16)
-    for width in (256, 768, 2048)
+    for width in (256, 768)
     for name in ("rms_norm_forward", "rms_norm_forward_residual", "rms_norm_backward")
 ]

@@ -1,7 +1,7 @@
 """Every operation's CUDA kernels, executed on the host through their own launch code: the cases of the CPU tests.
 
-In plain mode each case in three dtypes, forward and backward, with strided input and given results; in checked mode, one
-case with several orders of threads, and no fault may be reported.
+In plain mode each case in three dtypes, forward and backward, with strided input and given results; in checked mode,
+some cases with several orders of threads, and no fault may be reported.
 """
 
 import dataclasses

@@ -64,12 +64,14 @@ class Kernel:
         source: the .cu file.
         name: of the function.
         defines: macros and their values.
+        shared_bytes: of dynamic shared memory, if every launch asks for the same.
     """
 
-    def __init__(self, source: Path, name: str, defines: Mapping[str, int | str]) -> None:
+    def __init__(self, source: Path, name: str, defines: Mapping[str, int | str], shared_bytes: int = 0) -> None:
         self.source = source
         self.name = name
         self.defines = dict(defines)
+        self.shared_bytes = shared_bytes
         self._compiled: tuple[Executor, Launchable] | None = None
 
     def __repr__(self) -> str:
@@ -87,7 +89,12 @@ class Kernel:
         return _code(self.source)
 
     def launch(
-        self, like: Array, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any], shared_bytes: int = 0
+        self,
+        like: Array,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[Any],
+        shared_bytes: int | None = None,
     ) -> None:
         """Start the kernel where the array `like` lives, on the current stream. An empty grid starts nothing."""
         if 0 in grid:
@@ -96,7 +103,7 @@ class Kernel:
         compiled = self._compiled
         if compiled is None or compiled[0] is not executor:
             compiled = self._compiled = (executor, executor.function(self))
-        compiled[1](grid, block, arguments, shared_bytes)
+        compiled[1](grid, block, arguments, self.shared_bytes if shared_bytes is None else shared_bytes)
 
 
 class CupyExecutor:
