@@ -84,8 +84,9 @@ def preprocess(inputs: tuple[str, ...], output: Path, **given: Any) -> None:
     size = attributes["vocabulary_size"]
     what = f"event type{'s' * (size != 1)}" if attributes["kind"] == "events" else "tokens in the vocabulary"
     click.echo(f"{size:,} {what}")
-    if attributes["terminators_appended"]:
-        click.echo(f"{attributes['terminators_appended']:,} documents had no </s> at their end; it was appended")
+    if appended := attributes["terminators_appended"]:
+        documents = "document had no </s> at its" if appended == 1 else "documents had no </s> at their"
+        click.echo(f"{appended:,} {documents} end; it was appended")
     if result.rejects_path:
         click.echo(f"{result.rejected:,} rejected, with reasons: {result.rejects_path}")
     click.echo(f"wrote {result.path}; next: ttr-gpu train {shlex.quote(str(result.path))}")

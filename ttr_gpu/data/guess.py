@@ -92,6 +92,8 @@ def _json(text: str, kind: str | None, source: Source, named_json: bool) -> Layo
     if isinstance(first, str):
         return Layout(kind or "text", "json")
     if not isinstance(first, dict):
+        if not named_json:
+            return None
         raise UserError(f"{source.name}:1: got {shown(first, 40)}; expected JSON strings or records")
     fields = tuple(first)
     if kind is None:

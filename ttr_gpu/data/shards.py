@@ -55,7 +55,7 @@ def partial_folder(target: Path, overwrite: bool) -> Iterator[Path]:
             partial.rename(target)
         _sync_one(target.parent)
     except OSError as error:
-        raise UserError(free_space_error(error, target.parent)) from None
+        raise UserError(f"{target}: {free_space_error(error, target.parent)}") from None
     finally:
         _remove(partial)
 

@@ -172,6 +172,6 @@ class TextSpool:
 
 
 def free_space_error(error: OSError, folder: Path) -> str:
-    """One line about a write that failed."""
+    """What to say of a write into a folder that failed."""
     free = shutil.disk_usage(folder).free if folder.exists() else 0
-    return f"{folder}: cannot be written: {error.strerror or error} ({free / 2**20:,.0f} MiB free there)"
+    return f"cannot be written: {error.strerror or error} ({free / 2**20:,.0f} MiB are free in {folder.resolve()})"

@@ -84,7 +84,7 @@ def save_checkpoint(
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "safetensors":
             raise
         cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise UserError(f"checkpoint not saved: {free_space_error(cause, folder)}") from None
+        raise UserError(f"{folder}: checkpoint not saved, {free_space_error(cause, folder)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
