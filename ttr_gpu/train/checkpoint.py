@@ -78,7 +78,7 @@ def save_checkpoint(
             os.fsync(descriptor)
             os.close(descriptor)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         temporary.rename(final)
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "safetensors":
@@ -135,9 +135,18 @@ def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
     there = sorted(p for p in folder.glob("step-*") if (p / "DONE").is_file())
     for path in there[:-keep_last]:
         if best_step is None or path.name != f"step-{best_step:08d}":
-            # Without its DONE a half-removed checkpoint cannot be taken for a whole one.
-            (path / "DONE").unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+    # What a run left behind that was killed while removing.
+    for path in folder.glob(".step-*.removed"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; renamed first, so that a folder named step-XXXXXXXX is whole whenever the process dies."""
+    hidden = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _read_into(path: Path, targets: dict[str, np.ndarray[Any, Any]]) -> None:
