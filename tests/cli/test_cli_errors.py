@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import TINY
+from command_line import TINY
 
 
 def shard(data, array="train/tokens"):

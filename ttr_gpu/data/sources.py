@@ -27,7 +27,8 @@ class Source:
         self.name = "<stdin>" if path == "-" else path
         self.bytes_total: int | None = None
         if path == "-":
-            raw: Any = sys.stdin.buffer
+            # Past Python's own buffer, which waits to be full: a pipe gives what it has.
+            raw: Any = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         else:
             if Path(path).is_dir():
                 raise UserError(f"{path}: is a folder; expected a file (give its files one by one)")
@@ -47,8 +48,8 @@ class Source:
 
     def peek(self, size: int = 1 << 16) -> bytes:
         """The first bytes, which stay to be read."""
-        if len(self._head) < size:
-            self._head += self._read(size - len(self._head))
+        while len(self._head) < size and (part := self._read(size - len(self._head))):
+            self._head += part
         return self._head[:size]
 
     @property
@@ -91,8 +92,9 @@ class Source:
             self._raw.close()
 
     def _read(self, size: int) -> bytes:
+        """Some bytes, as soon as there are any; none at the end."""
         try:
-            data: bytes = self._stream.read(size)
+            data: bytes = self._stream.read1(size)
             return data
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{self.name}: the gzip data are damaged or cut short: {error}") from None
