@@ -28,7 +28,10 @@ from unittest import mock
 import host_compiler
 import numpy as np
 
+from ttr_kernels.common.cuda import launch
+
 missing = host_compiler.missing
+TIME_LIMIT = 60.0  # seconds of CPU time for one launch
 _POINTERS = {  # a kernel's type, as cuda_host.h writes it: what an array's dtype may be
     "f": ("float32",), "d": ("float64",), "h": ("float16", "int16", "uint16"), "b": ("bfloat16", "uint16"),
     "c": ("int8",), "C": ("uint8", "bool"), "s": ("int16",), "S": ("uint16", "bfloat16", "float16"),
@@ -77,14 +80,14 @@ class EmulatorExecutor:
     array_module: ModuleType = np
     multiprocessors = 2
 
-    def __init__(self, mode: str = "plain", seed: int = 0, time_limit: float = 60.0) -> None:
+    def __init__(self, mode: str = "plain", seed: int = 0, time_limit: float | None = None) -> None:
         if mode not in host_compiler.FLAGS:
             raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(host_compiler.FLAGS)}")
         if reason := missing():
             raise RuntimeError(reason)
         self.mode = mode
         self.seed = seed
-        self.time_limit = time_limit  # seconds of CPU time for one launch
+        self.time_limit = TIME_LIMIT if time_limit is None else time_limit
         self.launches = 0
 
     def function(self, kernel: Kernel) -> Callable[..., None]:
@@ -265,7 +268,10 @@ def _source_line(address: int) -> str:
 
 @contextmanager
 def poisoned_empty() -> Iterator[None]:
-    """While it lasts, `np.empty` returns NaN (all bits set), so that a result which is not written is noticed."""
+    """While it lasts, `np.empty` returns NaN (all bits set), so that a result which is not written is noticed.
+
+    What `launch.scratch` keeps from earlier operations is dropped first: it may hold just what is not written.
+    """
 
     def poison(make: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         def made(*args: Any, **options: Any) -> np.ndarray:
@@ -276,5 +282,6 @@ def poisoned_empty() -> Iterator[None]:
 
         return made
 
+    launch._scratch.buffers.clear()
     with mock.patch.object(np, "empty", poison(np.empty)), mock.patch.object(np, "empty_like", poison(np.empty_like)):
         yield

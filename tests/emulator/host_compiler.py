@@ -21,7 +21,7 @@ from pathlib import Path
 
 HOST = Path(__file__).resolve().parent / "host"
 COMMON = HOST.parents[2] / "kernels" / "ttr_kernels" / "common" / "cuda"
-# -g1: line numbers alone. 16-bit types are read through pointers to other types, hence no strict aliasing.
+# Line numbers alone. 16-bit types are read through pointers to other types, hence no strict aliasing.
 BASE = [
     "-std=c++17",
     "-fPIC",
@@ -32,7 +32,7 @@ BASE = [
     "-Wno-psabi",
 ]
 RUNTIME_FLAGS = [*BASE, "-O2", "-Wall", "-Wextra", "-shared"]
-FLAGS = {"plain": ["-O1"], "check": ["-O1", "-fsanitize=thread,alignment"]}
+FLAGS = {"plain": ["-O1"], "check": ["-O1", "-fsanitize=thread,alignment,bounds-strict"]}
 _KEPT_DAYS = 30
 
 

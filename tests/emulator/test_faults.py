@@ -48,6 +48,7 @@ KINDS = {
     "misaligned_vector": "misaligned",
     "misaligned_copy": "misaligned",
     "misaligned_row": "misaligned",
+    "past_local_array": "out of bounds",
     "null_pointer": "wild access",
     "far_out_of_bounds": "wild access",
     "divide_by_zero": "crash",

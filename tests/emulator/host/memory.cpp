@@ -386,7 +386,7 @@ TTR_API void ttr_atomic_access(void* address, int bytes, int is_float) {
   let_others_run();
 }
 
-// --- called by what g++ -fsanitize=thread,alignment adds to a kernel
+// --- called by what g++ -fsanitize=thread,alignment,bounds-strict adds to a kernel
 
 #define TTR_HOOKS(bytes)                                                                                             \
   TTR_API void __tsan_read##bytes(void* p) { check_access(p, bytes, Access::read, TTR_CALLER); }                     \
@@ -404,15 +404,32 @@ TTR_API void __tsan_func_entry(void*) {}
 TTR_API void __tsan_func_exit() {}
 TTR_API void __tsan_init() {}
 
-struct TypeMismatch {
+struct SourcePlace {
   const char* file;
   uint32_t line, column;
+};
+struct TypeMismatch {
+  SourcePlace place;
   void* type;
   uint8_t log_alignment, kind;
+};
+struct OutOfBounds {
+  SourcePlace place;
+  struct {
+    uint16_t kind, info;
+    char name[1];
+  } * array_type, *index_type;
 };
 
 TTR_API void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t address) {
   if (!machine.current) return;
   fail("misaligned", TTR_CALLER, "access at %s, which needs a multiple of %u",
        describe(reinterpret_cast<void*>(address)).c_str(), 1u << data->log_alignment);
+}
+
+// A local array, or an array within a struct, whose size is known.
+TTR_API void __ubsan_handle_out_of_bounds(OutOfBounds* data, uintptr_t index) {
+  if (!machine.current) return;
+  fail("out of bounds", TTR_CALLER, "index %ld of an array of type %s", static_cast<long>(index),
+       data->array_type->name);
 }

@@ -236,6 +236,17 @@ TTR_KERNEL misaligned_row(const float* x, float* out, long long broken) {
   out[threadIdx.x] = (float)ldsm_x4<false>(shared + threadIdx.x % 8 * 4 + (broken ? 2 : 0)).v[0];
 }
 
+// Within the thread's own memory, where no guard stands.
+TTR_KERNEL past_local_array(const float* x, float* out, long long broken) {
+  struct {
+    float head[2], tail[4];
+  } local = {{1.0f, 2.0f}, {3.0f, 4.0f, 5.0f, 6.0f}};
+  float sum = 0.0f;
+  for (int i = 0; i < (broken ? 3 : 2); ++i) sum += local.head[i];
+  for (int i = 0; i < 4; ++i) sum += local.tail[i];
+  out[threadIdx.x] = sum;
+}
+
 TTR_KERNEL null_pointer(const float* x, float* out, long long broken) {
   const float* from = broken ? nullptr : x;
   out[threadIdx.x] = from[threadIdx.x];

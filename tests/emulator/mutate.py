@@ -1,0 +1,341 @@
+"""Are the kernels' tests able to fail? Breaks the CUDA kernels of an operation in many small ways and counts how many
+of the broken ones the operation's emulated tests find.
+
+    python tests/emulator/mutate.py rms_norm                    # every mutant of rms_norm/*.cu and *.cuh
+    python tests/emulator/mutate.py attention --sample 100      # 100 of them, drawn with --seed
+    python tests/emulator/mutate.py common --tests rms_norm     # common/cuda, found by the tests of rms_norm
+    python tests/emulator/mutate.py rms_norm --list             # show them, run nothing
+    python tests/emulator/mutate.py rms_norm --only rms_norm.cu:42
+
+A mutant changes one place: a barrier or a wait for copies is removed, a wait made one group laxer, a comparison shifted
+or reversed, `+` and `-` exchanged, `min` and `max` too, a correction (`fmaxf`, `*=`, `+=`) dropped, a small constant of
+index arithmetic moved by one. Tests are those of tests/kernels/cuda that concern the operation, the quickest first.
+
+The score is killed / (killed + survived). Not counted: mutants that g++ refuses, and those that give the same machine
+code as the original in every kernel that the tests compile (code that the operation does not use, or an equivalent).
+Survivors are listed with their line: each is a test to write, or a change that makes no difference to explain.
+
+Nothing in the tree is touched: mutants live in a temporary folder, and each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import random
+import re
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "kernels" / "ttr_kernels"
+TESTS = ROOT / "tests" / "kernels" / "cuda"
+# Tests that inject faults of their own, into the kernels as they stand in the tree.
+NOT_RUN = ("faults_are_found",)
+# CPU seconds for one launch, and for all tests of a mutant: more is an endless loop.
+LAUNCH_LIMIT = 10.0
+FACTOR, LEAST = 4, 60
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: Path  # relative to PACKAGE
+    line: int
+    rule: str
+    before: str
+    text: str  # of the whole file
+
+    @property
+    def place(self) -> str:
+        return f"{self.file.name}:{self.line}"
+
+    def __str__(self) -> str:
+        after = self.text.splitlines()[self.line - 1].strip()
+        return f"{self.place}  {self.rule}\n      {self.before.strip()}\n      {after or '(removed)'}"
+
+
+def _argument_end(text: str, start: int) -> tuple[list[int], int]:
+    """From just inside a parenthesis: where its commas are, and where it closes."""
+    depth, commas = 0, []
+    for i in range(start, len(text)):
+        if text[i] in "([{":
+            depth += 1
+        elif text[i] in ")]}":
+            if depth == 0:
+                return commas, i
+            depth -= 1
+        elif text[i] == "," and depth == 0:
+            commas.append(i)
+    return commas, len(text)
+
+
+def _drop_maximum(code: str, match: re.Match[str]) -> Iterator[str]:
+    commas, end = _argument_end(code, match.end())
+    if len(commas) == 1:
+        yield f"({code[match.end() : commas[0]]})" + code[end + 1 :]
+        yield f"({code[commas[0] + 1 : end].strip()})" + code[end + 1 :]
+
+
+def _swap(*pairs: tuple[str, str]) -> Callable[[str, re.Match[str]], Iterator[str]]:
+    table = dict(pairs)
+
+    def change(code: str, match: re.Match[str]) -> Iterator[str]:
+        yield table[match.group()] + code[match.end() :]
+
+    return change
+
+
+def _remove(code: str, match: re.Match[str]) -> Iterator[str]:
+    yield ";" + code[match.end() :]
+
+
+def _next(code: str, match: re.Match[str]) -> Iterator[str]:
+    yield f"{match.group(1)}{int(match.group(2)) + 1}" + code[match.end() :]
+
+
+def _laxer(code: str, match: re.Match[str]) -> Iterator[str]:
+    yield f"cp_async_wait<({match.group(1)}) + 1>()" + code[match.end() :]
+
+
+# (name, what is looked for, what may stand there instead with the rest of the line). The project writes binary
+# operators with a space on either side, and template brackets with none.
+RULES: list[tuple[str, str, Callable[[str, re.Match[str]], Iterator[str]]]] = [
+    ("barrier removed", r"__syncthreads\(\);|__syncwarp\(\w*\);|ttr_bar_\w+\([^)]*\);", _remove),
+    ("wait or commit removed", r"cp_async_wait<[^;]*>\(\);|cp_async_commit\(\);", _remove),
+    ("wait one group laxer", r"cp_async_wait<([^;]*)>\(\)", _laxer),
+    ("comparison shifted", r" (<=|>=|<|>) ", _swap((" < ", " <= "), (" <= ", " < "), (" > ", " >= "), (" >= ", " > "))),
+    ("comparison reversed", r" (==|!=) ", _swap((" == ", " != "), (" != ", " == "))),
+    ("and/or exchanged", r" (&&|\|\|) ", _swap((" && ", " || "), (" || ", " && "))),
+    ("sign exchanged", r" [-+] ", _swap((" + ", " - "), (" - ", " + "))),
+    ("sign exchanged", r" [-+]= ", _swap((" += ", " -= "), (" -= ", " += "))),
+    ("update dropped", r"(?:(?<=^)\s*|(?<=\) ))[\w.\[\]()>]+ [-+*]= [^;]*;", _remove),
+    ("minimum/maximum exchanged", r"\b(min|max|fminf|fmaxf)\(",
+     _swap(("min(", "max("), ("max(", "min("), ("fminf(", "fmaxf("), ("fmaxf(", "fminf("))),
+    ("correction dropped", r"\b(?:fmaxf|fminf|min|max)\(", _drop_maximum),
+    ("constant moved", r"((?:&|>>|<<|%|\^|/|\*) )(\d+)\b(?![.\w])", _next),
+    ("choice reversed", r"\b(true|false)\b", _swap(("true", "false"), ("false", "true"))),
+]  # fmt: skip
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    lines = path.read_text().splitlines(keepends=True)
+    in_macro = False
+    for number, line in enumerate(lines, 1):
+        is_directive = in_macro or line.lstrip().startswith("#")
+        in_macro = is_directive and line.rstrip().endswith("\\")
+        code = line.split("//")[0].rstrip()
+        if is_directive or not code or code.lstrip().startswith("static_assert"):
+            continue
+        for rule, pattern, change in RULES:
+            for match in re.finditer(pattern, code):
+                for rest in change(code, match):
+                    changed = code[: match.start()] + rest
+                    if changed == code:
+                        continue
+                    text = "".join([*lines[: number - 1], changed + "\n", *lines[number:]])
+                    yield Mutant(path.relative_to(PACKAGE), number, rule, line, text)
+
+
+class _Selection:
+    """A pytest plugin: keeps the operations' tests, the quickest first; tells of the first failure and of times."""
+
+    def __init__(self, folders: list[str], durations: dict[str, float]) -> None:
+        self.folders = folders
+        self.durations = durations
+        self.times: dict[str, float] = {}
+        self.failure = ""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if self._concerns(item) and not any(n in item.name for n in NOT_RUN)]
+        items.sort(key=lambda item: self.durations.get(item.nodeid, 0.0))
+
+    def _concerns(self, item: Any) -> bool:
+        operation = item.callspec.params.get("operation") if hasattr(item, "callspec") else None
+        if operation is None:
+            return bool({*item.path.relative_to(TESTS).parts[:-1]} & {*self.folders})
+        return any(f".{folder}" in f"{operation.forward.__module__}." for folder in self.folders)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.times[report.nodeid] = self.times.get(report.nodeid, 0.0) + report.duration
+        if report.failed and not self.failure:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.failure = f"{report.nodeid.rpartition('::')[2]}: {crash.message if crash else report.longrepr}"
+
+
+def _in_child(work: Callable[[], Any], seconds: float) -> tuple[Any, str]:
+    """What `work` returns in a process of its own, or why that ended without an answer."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
+            with os.fdopen(writer, "wb") as pipe:
+                pickle.dump(work(), pipe)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    if answer:
+        return pickle.loads(answer), ""
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    return None, "time limit" if number == signal.SIGXCPU else f"the process ended by signal {number}"
+
+
+class Laboratory:
+    """A copy of all CUDA sources, in which one file at a time is replaced, and the tests that run on it."""
+
+    def __init__(self, folder: Path, tests: list[str]) -> None:
+        import emulator
+        import host_compiler
+        import pytest
+
+        self.tree, self.cache = folder / "sources", folder / "cache"
+        self.tests = tests
+        self.durations: dict[str, float] = {}
+        self.libraries: dict[str, str] = {}
+        for path in PACKAGE.rglob("*.cu*"):
+            (self.tree / path.relative_to(PACKAGE)).parent.mkdir(parents=True, exist_ok=True)
+            (self.tree / path.relative_to(PACKAGE)).write_text(path.read_text())
+        # The emulator's own libraries are those of the user's cache; kernels go to the temporary folder.
+        self.cache.mkdir()
+        shared = [host_compiler.runtime_library()]
+        for mode in host_compiler.FLAGS:
+            header = host_compiler._precompiled_header(mode)
+            shared += [header, Path(f"{header}.gch")]
+        for path in shared:
+            (self.cache / path.name).symlink_to(path)
+        host_compiler._cache = lambda: self.cache
+        host_compiler.COMMON = self.tree / "common" / "cuda"
+        emulator.TIME_LIMIT = LAUNCH_LIMIT
+        compile_original = host_compiler.kernel_library
+
+        def compile_copy(source: Path, name: str, defines: dict[str, Any], mode: str) -> Path:
+            copy = self.tree / source.resolve().relative_to(PACKAGE)
+            library = compile_original(copy, name, defines, mode)
+            key = repr((str(copy), sorted(defines.items()), mode))
+            self.libraries[key] = hashlib.sha256(library.read_bytes()).hexdigest()
+            return library
+
+        host_compiler.kernel_library = compile_copy
+        self.refused = host_compiler.CompileError.__name__
+        self.pytest = pytest
+        self._pytest(_Selection(tests, {}), "--collect-only")  # imports all that the children will use
+
+    def _pytest(self, selection: _Selection, *options: str) -> int:
+        quiet = ("-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist")
+        return int(self.pytest.main([str(TESTS), *quiet, *options], plugins=[selection]))
+
+    def _run(self) -> tuple[int, str, dict[str, float], dict[str, str]]:
+        selection = _Selection(self.tests, self.durations)
+        code = self._pytest(selection)
+        return code, selection.failure, selection.times, self.libraries
+
+    def baseline(self) -> float:
+        """Run the tests on the kernels as they are: the seconds it took. The kernels stay compiled."""
+        for _ in range(2):  # the second time says how long the tests take, without compilation
+            began = time.monotonic()
+            answer, why = _in_child(self._run, 36000)
+            if not answer or answer[0]:
+                raise SystemExit(f"the tests fail on the unchanged kernels: {answer[1] if answer else why}")
+            _, _, self.durations, self.libraries = answer
+        self.seconds = time.monotonic() - began
+        self.kept = {*self.cache.iterdir()}
+        self.original_libraries = dict(self.libraries)
+        self.libraries = {}
+        return self.seconds
+
+    def verdict(self, mutant: Mutant) -> tuple[str, str]:
+        """("killed" | "survived" | "refused" | "same code", by what)."""
+        path = self.tree / mutant.file
+        original = path.read_text()
+        path.write_text(mutant.text)
+        try:
+            answer, why = _in_child(self._run, max(LEAST, FACTOR * self.seconds))
+        finally:
+            path.write_text(original)
+            for made in {*self.cache.iterdir()} - self.kept:
+                made.unlink(missing_ok=True) if made.is_file() else None
+        if answer is None:
+            return "killed", why
+        code, failure, _, libraries = answer
+        if self.refused in failure:
+            return "refused", failure
+        if code:
+            return "killed", failure
+        same = all(self.original_libraries.get(key) == digest for key, digest in libraries.items())
+        return ("same code" if same else "survived"), ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("operation", help="a folder of ttr_kernels with .cu files, or `common`")
+    parser.add_argument("--tests", help="operations whose tests run, separated by commas (default: itself)")
+    parser.add_argument("--sample", type=int, help="try that many mutants, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--only", help="mutants of places that begin so, e.g. rms_norm.cu:42")
+    parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
+    parser.add_argument("--json", type=Path, help="write the result of each mutant here")
+    options = parser.parse_args()
+
+    folder = PACKAGE / ("common/cuda" if options.operation == "common" else options.operation)
+    files = sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")])
+    # device.cuh is PTX on a GPU and a call into the emulator here: nothing of it can be tried on the host.
+    mutants = [mutant for file in files if file.name != "device.cuh" for mutant in mutants_of(file)]
+    if options.only:
+        mutants = [mutant for mutant in mutants if f"{mutant.place}:".startswith(options.only)]
+    if options.sample is not None and options.sample < len(mutants):
+        chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
+        mutants = [mutants[i] for i in sorted(chosen)]
+    if not mutants:
+        parser.error(f"no mutants of {folder.relative_to(ROOT)}")
+    if options.list:
+        print(*mutants, sep="\n")
+        return 0
+
+    sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests" / "kernels"), str(ROOT / "tests" / "emulator")]
+    results: list[tuple[Mutant, str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="ttr-mutants-") as temporary:
+        laboratory = Laboratory(Path(temporary), (options.tests or options.operation).split(","))
+        print(
+            f"{laboratory.baseline():.0f} s for the tests of the unchanged kernels; {len(mutants)} mutants", flush=True
+        )
+        for i, mutant in enumerate(mutants, 1):
+            verdict, by = laboratory.verdict(mutant)
+            results.append((mutant, verdict, by))
+            summary = " ".join(by.split())[:100]
+            print(f"{i:4d}  {verdict:9s}  {mutant.place:28s}  {mutant.rule:26s}  {summary}", flush=True)
+
+    counts = Counter(verdict for _, verdict, _ in results)
+    survivors = [mutant for mutant, verdict, _ in results if verdict == "survived"]
+    tried = counts["killed"] + counts["survived"]
+    print(f"\nkilled {counts['killed']} of {tried} ({counts['killed'] / max(tried, 1):.1%}); not counted: "
+          f"{counts['refused']} refused by g++, {counts['same code']} that give the same code")  # fmt: skip
+    if survivors:
+        print("survivors:", *survivors, sep="\n  ")
+    if options.json:
+        rows = [
+            {"place": m.place, "rule": m.rule, "before": m.before.strip(), "verdict": v, "by": b} for m, v, b in results
+        ]
+        options.json.write_text(json.dumps({"counts": counts, "mutants": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
