@@ -13,11 +13,7 @@ __device__ __forceinline__ void forward(
   if (row >= rows) return;
   Row s = load_row(x + row * x_stride, width);
   if (RESIDUAL) {
-    const Row other = load_row(residual + row * residual_stride, width);
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i)
-#pragma unroll
-      for (int j = 0; j < VECTOR; ++j) s.v[i][j] = to_float(from_float<T>(s.v[i][j] + other.v[i][j]));
+    s = rounded_sum<T>(s, load_row(residual + row * residual_stride, width));
     store_row(total + row * total_stride, width, s);
   }
   float squares = 0.0f;

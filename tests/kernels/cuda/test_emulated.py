@@ -27,10 +27,11 @@ CASES = [
     for case in operation.cases
     if not case.timed
 ]
-# The last case has the most inputs.
-LAST_CASE = [
-    pytest.param(operation, [case for case in operation.cases if not case.timed][-1], id=operation.name)
+# The last cases have the most inputs.
+LAST_CASES = [
+    pytest.param(operation, case, id=f"{operation.name}-{case.name}")
     for operation in WITH_GPU_VERSION
+    for case in [case for case in operation.cases if not case.timed][-2:]
 ]
 
 
@@ -52,7 +53,7 @@ def test_preallocated_results(operation, case, on_emulator):
     checks.check_preallocated(operation, case)
 
 
-@pytest.mark.parametrize(("operation", "case"), LAST_CASE)
+@pytest.mark.parametrize(("operation", "case"), LAST_CASES)
 def test_strided_input(operation, case, on_emulator):
     # How rows are shared out among threads follows from their alignment, and the order of sums with it.
     checks.check_layout(dataclasses.replace(operation, same_bits_on_any_threads=False), case)
@@ -60,7 +61,7 @@ def test_strided_input(operation, case, on_emulator):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("dtype", list(checks.DTYPES))
-@pytest.mark.parametrize(("operation", "case"), LAST_CASE)
+@pytest.mark.parametrize(("operation", "case"), LAST_CASES)
 def test_no_fault_in_any_order_of_threads(operation, case, dtype, seed):
     with use_executor(emulator.EmulatorExecutor("check", seed)), emulator.poisoned_empty():
         checks.check_against_reference(operation, case, checks.DTYPES[dtype])

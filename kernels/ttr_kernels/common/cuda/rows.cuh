@@ -43,6 +43,17 @@ __device__ __forceinline__ void store_row(T* to, int width, const Row& row) {
   }
 }
 
+// a + b, rounded to T as it would be stored.
+template <class T>
+__device__ __forceinline__ Row rounded_sum(const Row& a, const Row& b) {
+  Row sum;
+#pragma unroll
+  for (int i = 0; i < ITEMS; ++i)
+#pragma unroll
+    for (int j = 0; j < VECTOR; ++j) sum.v[i][j] = to_float(from_float<T>(a.v[i][j] + b.v[i][j]));
+  return sum;
+}
+
 // Σ over the threads of a row, the same bits in all of them. `scratch` has 32 places.
 __device__ __forceinline__ float row_sum(float value, float* scratch) { return block_sum<ROW_THREADS>(value, scratch); }
 
@@ -52,6 +63,7 @@ constexpr int COMBINE = BLOCK_ROWS == 1 ? 1 : (BLOCK_ROWS - 1) * ROW_THREADS * I
 __device__ __forceinline__ void store_partials(float* partials, int width, Row& sums, float* scratch) {
   if (BLOCK_ROWS > 1) {
     constexpr int ROW = ROW_THREADS * ITEMS * VECTOR;
+    __syncthreads();  // an earlier call's sums may still be read
     // A thread's places are ROW_THREADS apart, so that a warp's fall into different banks.
     if (row_in_block() > 0) {
 #pragma unroll

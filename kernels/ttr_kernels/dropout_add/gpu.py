@@ -1,0 +1,37 @@
+"""Dropout and residual addition on a GPU, in one pass over memory."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
+from ..common.cuda.launch import CXX_TYPES, Kernel, vector_elements
+from ..common.philox import keep_threshold, key_and_offset
+
+_SOURCE = Path(__file__).with_name("dropout_add.cu")
+_THREADS = 256
+
+
+def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int, out: Array) -> None:
+    xp = array_module(x)
+    result = out if out.flags.c_contiguous else xp.empty(out.shape, out.dtype)
+    inputs = [xp.ascontiguousarray(array) for array in (x, residual) if array is not None]
+    group = 16 // x.itemsize
+    aligned = int(vector_elements(x.itemsize, (), (*inputs, result)) > 1)
+    # A null pointer where there is no residual.
+    pointers = (*inputs, 0)[:2]
+    _kernel(x.dtype).launch(
+        x, (-(-x.size // (group * _THREADS)),), (_THREADS,),
+        (*pointers, result, x.size, aligned, keep_threshold(rate), 1.0 / (1.0 - rate), *key_and_offset(seed, offset)),
+    )  # fmt: skip
+    if result is not out:
+        out[...] = result
+
+
+@functools.cache
+def _kernel(dtype: DType) -> Kernel:
+    return Kernel(_SOURCE, "dropout_add", {"TTR_T": CXX_TYPES[dtype]})
+
+
+INSTANTIATIONS = [_kernel(dtype) for dtype in (FLOAT32, BFLOAT16, FLOAT16)]
