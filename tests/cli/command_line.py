@@ -7,8 +7,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-# Printed on stderr by a long pass (here: on a slow machine), whatever happens afterwards.
-PROGRESS = re.compile(r"^(reading|writing|tokenising|training the tokenizer)\b.*: [\d,]+")
+# Printed on stderr by a long pass (here: on a slow machine) or a cold kernel cache, whatever happens afterwards.
+PROGRESS = re.compile(
+    r"^((reading|writing|tokenising|training the tokenizer)\b.*: [\d,]+|compiling kernels for this CPU, once)"
+)
 # A model of some thousand parameters: a step takes a millisecond.
 TINY = (
     "--preset", "nano", "--set", "model.embed_dim=16", "--set", "model.hidden_dim=32", "--set", "model.num_heads=2",
@@ -44,7 +46,7 @@ class Result:
 
 
 def without_progress(text: str) -> str:
-    """stderr as it is on a machine fast enough."""
+    """stderr as it is on a machine that is fast enough and has compiled its kernels."""
     return "".join(line for line in text.splitlines(keepends=True) if not PROGRESS.match(line))
 
 
