@@ -20,6 +20,7 @@ _HALF = np.float32(0.5)
 _ONE = np.float32(1.0)
 _ROOT_2_OVER_PI = np.float32(0.7978845608028654)
 _CUBE = np.float32(0.044715)
+_SATURATED = np.float32(1e4)
 _SQRT_HALF = np.float32(0.7071067811865476)
 _INVERSE_ROOT_2PI = np.float32(0.3989422804014327)
 
@@ -61,6 +62,8 @@ def _grain(x: Array) -> int:
 def _phi_tanh(x: Any) -> Any:
     """The tanh formula's Φ(x) and its derivative."""
     square = x * x
+    # From |x| = 10 on tanh is 1 and its slope 0; an infinite square would make that 0 · ∞.
+    square = _SATURATED if square > _SATURATED else square
     t = tanh(_ROOT_2_OVER_PI * (x + _CUBE * square * x))
     slope = _HALF * (_ONE - t * t) * _ROOT_2_OVER_PI * (_ONE + np.float32(3.0) * _CUBE * square)
     return _HALF + _HALF * t, slope
