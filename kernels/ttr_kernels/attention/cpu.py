@@ -14,6 +14,7 @@ from ..common.tile_multiply import padded
 from .cpu_backward import BACKWARD_KEYS, add_query_gradients, backward_floats, backward_units, row_dots
 from .cpu_forward import QUERIES, forward_floats, forward_units
 from .cpu_tile import LINEAR, LOG, NO_BIAS, Options, Rows
+from .newest_keys import newest_key_times
 
 if TYPE_CHECKING:
     from . import AttentionSaved, Dropout, TimeBias, TimeBiasGrad, Visibility
@@ -116,21 +117,8 @@ def _time_arrays(
         nothing = np.empty(0, np.float64)
         return nothing, nothing, nothing.astype(np.float32), nothing.astype(np.float32)
     if bias.kind == "linear" and times is not key_times:
-        times = _newest_key_times(times, key_times, visibility)
+        times = newest_key_times(times, key_times, visibility)
     return kernel_view(times), kernel_view(key_times), kernel_view(bias.rate), kernel_view(bias.tau)
-
-
-def _newest_key_times(times: Array, key_times: Array, visibility: Visibility) -> Array:
-    """The time of the newest key that each query sees, or its own if it sees none.
-
-    A softmax does not see what is added to a whole row, and a linear bias adds −rate · (t_i − t_newest) / tau to it.
-    Left in, and far from all keys, that would dwarf the logits' differences in float32.
-    """
-    lengths = np.diff(visibility.query_offsets)
-    first = np.repeat(visibility.key_offsets[:-1], lengths)
-    newest = np.arange(len(times)) + np.repeat(visibility.key_offsets[1:] - visibility.query_offsets[1:], lengths)
-    sees = newest >= first
-    return np.where(sees, key_times[np.where(sees, newest, 0)] if len(key_times) else times, times)
 
 
 def _longest(offsets: Array) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, INT32, Array, DType, array_module, flat_rows, kernel_view
 from ..common.cuda.launch import CXX_TYPES, Kernel, address
 from ..common.philox import keep_threshold, key_and_offset
+from .newest_keys import newest_key_times
 
 if TYPE_CHECKING:
     from . import AttentionSaved, Dropout, TimeBias, TimeBiasGrad, Visibility
@@ -212,24 +213,8 @@ def _time_arguments(
     if bias is None or times is None or key_times is None:
         return []
     if bias.kind == "linear" and times is not key_times:
-        times = _newest_key_times(times, key_times, visibility)
+        times = newest_key_times(times, key_times, visibility)
     return [kernel_view(array) for array in (times, key_times, bias.rate, bias.tau)]
-
-
-def _newest_key_times(times: Array, key_times: Array, visibility: Visibility) -> Array:
-    """The time of the newest key that each query sees (its own if it sees none), to stand for the query's time.
-
-    The softmax does not see the −rate · (t_i − t_newest) / tau by which this changes the logits of a row; far from all
-    keys that term would dwarf the logits' differences in float32.
-    """
-    lengths = np.diff(visibility.query_offsets)
-    newest = np.arange(len(times)) + np.repeat(visibility.key_offsets[1:] - visibility.query_offsets[1:], lengths)
-    sees = newest >= np.repeat(visibility.key_offsets[:-1], lengths)
-    if not sees.any():
-        return times
-    xp = array_module(times)
-    moved: Array = xp.where(xp.asarray(sees), key_times[xp.asarray(np.where(sees, newest, 0))], times)
-    return moved
 
 
 def _dropout_arguments(dropout: Dropout) -> list[Any]:
