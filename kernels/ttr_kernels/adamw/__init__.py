@@ -72,7 +72,7 @@ def adamw(
     flat = [array.reshape(-1) for array in arrays.values()]
     module = implementation(parameter, __package__)
     rest = learning_rate, beta1, beta2, eps, weight_decay, gradient_scale, 1.0 - beta1**step, 1.0 - beta2**step
-    if on_gpu(parameter) and parameter.dtype != FLOAT64:
+    if on_gpu(parameter):
         check(schedule=(schedule, "3", [FLOAT32]))
         module.update(*flat, *rest, schedule)
     elif schedule is not None:

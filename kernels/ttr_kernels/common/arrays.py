@@ -133,8 +133,11 @@ def is_array(value: Any) -> bool:
 
 
 def on_gpu(array: Array) -> bool:
-    """Whether operations on this array run as GPU kernels: on a GPU, or (in tests) on the emulator of one."""
-    return numpy_version == "gpu" if isinstance(array, np.ndarray) else True
+    """Whether operations on this array run as GPU kernels: on a GPU, or (in tests) on the emulator of one.
+
+    As in `implementation`, NumPy arrays of float64 never do.
+    """
+    return numpy_version == "gpu" and array.dtype != FLOAT64 if isinstance(array, np.ndarray) else True
 
 
 def array_module(like: Array | None) -> ModuleType:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.arrays import (
-    FLOAT64,
     INTEGERS,
     Array,
     check,
@@ -179,7 +178,7 @@ def _smoothing(label_smoothing: float, z_loss: float, ignore_index: int) -> Smoo
 
 def _check_targets(targets: Array, vocabulary: int, ignore_index: int, like: Array) -> Any:
     """The number of targets that count; ValueError if one of them is no class."""
-    if on_gpu(targets) and like.dtype != FLOAT64:
+    if on_gpu(like):
         return implementation(like, __package__).count_targets(targets, ignore_index)
     counted = targets != ignore_index
     wrong = counted & ((targets < 0) | (targets >= vocabulary))

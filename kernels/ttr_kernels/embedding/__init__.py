@@ -49,7 +49,7 @@ def embedding_forward(
     dtype = np.dtype(table.dtype if dtype is None else dtype)
     if dtype != table.dtype and table.dtype != FLOAT32:
         raise TypeError(f"dtype: got {dtype}, expected {table.dtype} like table")
-    if indices.size and not on_gpu(indices) and not (indices.min() >= 0 and indices.max() < sizes["V"]):
+    if indices.size and not on_gpu(table) and not (indices.min() >= 0 and indices.max() < sizes["V"]):
         flat = indices.reshape(-1)
         at = int(np.flatnonzero((flat < 0) | (flat >= sizes["V"]))[0])
         raise IndexError(f"indices: got {flat[at]} at position {at}, expected 0 .. {sizes['V'] - 1} (rows of table)")
