@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module, contiguous_rows, result_rows
-from ..common.cuda.launch import Kernel, scratch
+from ..common.arrays import FLOAT32, Array, array_module, contiguous_rows, result_rows
+from ..common.cuda.launch import scratch
 from ..common.cuda.reductions import add_partials
-from ..common.cuda.rows import RowLayout, as_float32, layout_of, row_layout
+from ..common.cuda.rows import as_float32, row_kernel, row_layout, usual_kernels
 
 if TYPE_CHECKING:
     from . import LayerNormSaved
@@ -30,14 +29,14 @@ def forward(
     mean, inverse = xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32)
     if residual is None or sum_out is None:
         layout = row_layout(x.dtype, width, (stride, y_stride), (flat, *parameters, y))
-        _kernel("layer_norm_forward", x.dtype, layout).launch(
+        row_kernel(_SOURCE, "layer_norm_forward", x.dtype, layout).launch(
             x, layout.grid(rows), layout.block, (flat, stride, w, b, eps, y, y_stride, mean, inverse, rows, width)
         )
         return mean, inverse
     r, _, r_stride = contiguous_rows(residual)
     s, _, s_stride = result_rows("sum_out", sum_out)
     layout = row_layout(x.dtype, width, (stride, r_stride, y_stride, s_stride), (flat, r, *parameters, y, s))
-    _kernel("layer_norm_forward_residual", x.dtype, layout).launch(
+    row_kernel(_SOURCE, "layer_norm_forward_residual", x.dtype, layout).launch(
         x, layout.grid(rows), layout.block,
         (flat, stride, r, r_stride, w, b, eps, y, y_stride, s, s_stride, mean, inverse, rows, width),
     )  # fmt: skip
@@ -57,7 +56,7 @@ def backward(
     grid = layout.resident_grid(rows, dy)
     weights = scratch(dy, (*grid, width), FLOAT32, "partial sums")
     biases = scratch(dy, (*grid, width), FLOAT32, "partial sums of a bias")
-    _kernel("layer_norm_backward", dy.dtype, layout).launch(
+    row_kernel(_SOURCE, "layer_norm_backward", dy.dtype, layout).launch(
         dy, grid, layout.block,
         (g, g_stride, x, x_stride, w, saved.mean, saved.inverse_deviation, extra, extra_stride, d, d_stride, weights,
          biases, rows, width),
@@ -67,14 +66,4 @@ def backward(
         add_partials(biases, dbias)
 
 
-@functools.cache
-def _kernel(name: str, dtype: DType, layout: RowLayout) -> Kernel:
-    return Kernel(_SOURCE, name, layout.defines(dtype))
-
-
-INSTANTIATIONS = [
-    _kernel(name, dtype, layout_of(width, 16 // dtype.itemsize))
-    for dtype in (FLOAT32, BFLOAT16, FLOAT16)
-    for width in (256, 768)
-    for name in ("layer_norm_forward", "layer_norm_forward_residual", "layer_norm_backward")
-]
+INSTANTIATIONS = usual_kernels(_SOURCE, "layer_norm_forward", "layer_norm_forward_residual", "layer_norm_backward")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module, contiguous_rows, result_rows
-from ..common.cuda.launch import Kernel, scratch
+from ..common.arrays import FLOAT32, Array, array_module, contiguous_rows, result_rows
+from ..common.cuda.launch import scratch
 from ..common.cuda.reductions import add_partials
-from ..common.cuda.rows import RowLayout, as_float32, layout_of, row_layout
+from ..common.cuda.rows import as_float32, row_kernel, row_layout, usual_kernels
 
 if TYPE_CHECKING:
     from . import RmsNormSaved
@@ -24,14 +23,14 @@ def forward(x: Array, weight: Array, residual: Array | None, eps: float, out: Ar
     inverse_rms: Array = array_module(x).empty(rows, FLOAT32)
     if residual is None or sum_out is None:
         layout = row_layout(x.dtype, width, (stride, y_stride), (flat, w, y))
-        _kernel("rms_norm_forward", x.dtype, layout).launch(
+        row_kernel(_SOURCE, "rms_norm_forward", x.dtype, layout).launch(
             x, layout.grid(rows), layout.block, (flat, stride, w, eps, y, y_stride, inverse_rms, rows, width)
         )
         return inverse_rms
     r, _, r_stride = contiguous_rows(residual)
     s, _, s_stride = result_rows("sum_out", sum_out)
     layout = row_layout(x.dtype, width, (stride, r_stride, y_stride, s_stride), (flat, r, w, y, s))
-    _kernel("rms_norm_forward_residual", x.dtype, layout).launch(
+    row_kernel(_SOURCE, "rms_norm_forward_residual", x.dtype, layout).launch(
         x, layout.grid(rows), layout.block,
         (flat, stride, r, r_stride, w, eps, y, y_stride, s, s_stride, inverse_rms, rows, width),
     )  # fmt: skip
@@ -48,21 +47,11 @@ def backward(dy: Array, saved: RmsNormSaved, dsum: Array | None, dx: Array, dwei
     layout = row_layout(dy.dtype, width, (g_stride, x_stride, extra_stride, d_stride), (g, x, w, extra, d))
     grid = layout.resident_grid(rows, dy)
     partials = scratch(dy, (*grid, width), FLOAT32, "partial sums")
-    _kernel("rms_norm_backward", dy.dtype, layout).launch(
+    row_kernel(_SOURCE, "rms_norm_backward", dy.dtype, layout).launch(
         dy, grid, layout.block,
         (g, g_stride, x, x_stride, w, saved.inverse_rms, extra, extra_stride, d, d_stride, partials, rows, width),
     )  # fmt: skip
     add_partials(partials, dweight)
 
 
-@functools.cache
-def _kernel(name: str, dtype: DType, layout: RowLayout) -> Kernel:
-    return Kernel(_SOURCE, name, layout.defines(dtype))
-
-
-INSTANTIATIONS = [
-    _kernel(name, dtype, layout_of(width, 16 // dtype.itemsize))
-    for dtype in (FLOAT32, BFLOAT16, FLOAT16)
-    for width in (256, 768)
-    for name in ("rms_norm_forward", "rms_norm_forward_residual", "rms_norm_backward")
-]
+INSTANTIATIONS = usual_kernels(_SOURCE, "rms_norm_forward", "rms_norm_forward_residual", "rms_norm_backward")

@@ -77,13 +77,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) rms_norm_backward(
     for (int i = 0; i < ITEMS; ++i)
 #pragma unroll
       for (int j = 0; j < VECTOR; ++j) g.v[i][j] = r * (g.v[i][j] - n.v[i][j] * mean);
-    if (dsum_stride > 0) {
-      const Row extra = load_row(dsum + row * dsum_stride, width);
-#pragma unroll
-      for (int i = 0; i < ITEMS; ++i)
-#pragma unroll
-        for (int j = 0; j < VECTOR; ++j) g.v[i][j] += extra.v[i][j];
-    }
+    if (dsum_stride > 0) add_to(g, load_row(dsum + row * dsum_stride, width));
     store_row(dx + row * dx_stride, width, g);
   }
   store_partials(partials, width, dweight, combined);

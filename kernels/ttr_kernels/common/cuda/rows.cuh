@@ -43,6 +43,13 @@ __device__ __forceinline__ void store_row(T* to, int width, const Row& row) {
   }
 }
 
+__device__ __forceinline__ void add_to(Row& sum, const Row& row) {
+#pragma unroll
+  for (int i = 0; i < ITEMS; ++i)
+#pragma unroll
+    for (int j = 0; j < VECTOR; ++j) sum.v[i][j] += row.v[i][j];
+}
+
 // a + b, rounded to T as it would be stored.
 template <class T>
 __device__ __forceinline__ Row rounded_sum(const Row& a, const Row& b) {

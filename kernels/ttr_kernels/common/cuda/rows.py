@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from ..arrays import FLOAT32, Array, DType, array_module
-from .launch import CXX_TYPES, multiprocessors, vector_elements
+from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
+from .launch import CXX_TYPES, Kernel, multiprocessors, vector_elements
 
 # Elements of a row that one thread holds; more only where 1024 threads do not suffice.
 _ELEMENTS = 16
@@ -61,6 +62,22 @@ def layout_of(width: int, vector: int) -> RowLayout:
 def row_layout(dtype: DType, width: int, strides: Sequence[int], arrays: Sequence[Array]) -> RowLayout:
     """The layout for arrays whose rows of `width` elements begin every `strides` elements."""
     return layout_of(width, vector_elements(dtype.itemsize, (width, *strides), arrays))
+
+
+@functools.cache
+def row_kernel(source: Path, name: str, dtype: DType, layout: RowLayout) -> Kernel:
+    """A kernel of a .cu file that includes rows.cuh."""
+    return Kernel(source, name, layout.defines(dtype))
+
+
+def usual_kernels(source: Path, *names: str) -> list[Kernel]:
+    """What users of the presets meet of such a file: aligned rows of 256 and 768, in every dtype."""
+    return [
+        row_kernel(source, name, dtype, layout_of(width, 16 // dtype.itemsize))
+        for dtype in (FLOAT32, BFLOAT16, FLOAT16)
+        for width in (256, 768)
+        for name in names
+    ]
 
 
 def as_float32(vector: Array) -> Array:
