@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..common.arrays import (
+    BFLOAT16,
+    FLOAT16,
     FLOAT32,
     FLOAT64,
     Array,
@@ -73,7 +75,7 @@ def adamw(
     module = implementation(parameter, __package__)
     rest = learning_rate, beta1, beta2, eps, weight_decay, gradient_scale, 1.0 - beta1**step, 1.0 - beta2**step
     if on_gpu(parameter):
-        check(schedule=(schedule, "3", [FLOAT32]))
+        check(parameter=(parameter, "..."), schedule=(schedule, "3", [FLOAT32]))
         module.update(*flat, *rest, schedule)
     elif schedule is not None:
         raise ValueError("schedule: got an array, expected None on the CPU")
@@ -93,7 +95,8 @@ def global_norm(arrays: Sequence[Array]) -> Any:
     float64, which has not been waited for.
     """
     if arrays and is_array(arrays[0]) and on_gpu(arrays[0]):
-        check(**{f"arrays[{index}]": (array, "...") for index, array in enumerate(arrays)})
+        dtypes = FLOAT32, BFLOAT16, FLOAT16
+        check(**{f"arrays[{index}]": (array, "...", dtypes) for index, array in enumerate(arrays)})
         return implementation(arrays[0], __package__).norm(arrays)
     total = 0.0
     for index, array in enumerate(arrays):
