@@ -92,12 +92,13 @@ def cross_entropy_backward(dloss: Any, saved: CrossEntropySaved, *, dlogits: Arr
     """dlogit_iv = dloss / count · ( p_iv (1 + 2 z lse_i) − (1 − ε) [v = target_i] − ε / V ), 0 in ignored rows.
 
     Args:
-        dloss: gradient of the loss, a scalar.
+        dloss: gradient of the loss, a scalar (if it is an array on the GPU, it is not waited for).
         saved: from the forward.
         dlogits: like logits, is *written*; may be `saved.logits`, which is then gone.
     """
     dlogits = check_out("dlogits", dlogits, saved.logits.shape, saved.logits.dtype, saved.logits)
-    implementation(saved.logits, __package__).backward(float(dloss), saved, dlogits)
+    scale = dloss if on_gpu(dlogits) else float(dloss)
+    implementation(dlogits, __package__).backward(scale, saved, dlogits)
     return dlogits
 
 
@@ -133,7 +134,11 @@ def linear_cross_entropy_forward(
         check_parameter("bias", bias, x.dtype)
     count = _check_targets(targets, len(weight), ignore_index, x)
     smoothing = _smoothing(label_smoothing, z_loss, ignore_index)
-    rows = rows_per_chunk or max(16, (1 << (26 if on_gpu(x) else 20)) // max(len(weight), 1))
+    if on_gpu(x):
+        # Tiles of a matrix product have 128 rows.
+        rows = rows_per_chunk or max(128, (1 << 26) // max(len(weight), 1) // 128 * 128)
+    else:
+        rows = rows_per_chunk or max(16, (1 << 20) // max(len(weight), 1))
     if rows < 1:
         raise ValueError(f"rows_per_chunk: got {rows}, expected at least 1")
     from .chunked import run
@@ -157,15 +162,21 @@ def linear_cross_entropy_backward(
     if saved.dx is None or saved.dweight is None:
         raise ValueError("saved: the forward ran with gradients=False")
     dx = saved.dx if dx is None else check_out("dx", dx, saved.dx.shape, saved.dx.dtype, saved.dx)
+    dweight = check_parameter_gradient("dweight", dweight, saved.dweight.shape, dx.dtype, dx)
+    if saved.dbias is not None:
+        dbias = check_parameter_gradient("dbias", dbias, saved.dbias.shape, dx.dtype, dx)
+    else:
+        dbias = None
+    if on_gpu(dx):
+        implementation(dx, __package__).linear_backward(dloss, saved, dx, dweight, dbias)
+        return dx, dweight, dbias
     scale = saved.dweight.dtype.type(dloss)
     if scale != 1 or dx is not saved.dx:
         dx[...] = saved.dx * scale
-    dweight = check_parameter_gradient("dweight", dweight, saved.dweight.shape, dx.dtype, dx)
     dweight += saved.dweight if scale == 1 else saved.dweight * scale
-    if saved.dbias is not None:
-        dbias = check_parameter_gradient("dbias", dbias, saved.dbias.shape, dx.dtype, dx)
+    if dbias is not None:
         dbias += saved.dbias * scale
-    return dx, dweight, dbias if saved.dbias is not None else None
+    return dx, dweight, dbias
 
 
 def _smoothing(label_smoothing: float, z_loss: float, ignore_index: int) -> Smoothing:

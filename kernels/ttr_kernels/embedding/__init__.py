@@ -67,6 +67,8 @@ def embedding(indices: Array, table: Array, *, dtype: Any = None, out: Array | N
 def embedding_backward(dy: Array, saved: EmbeddingSaved, *, dtable: Array | None = None) -> Array:
     """dtable[indices[i]] += dy[i], in the order of i, so the result has the same bits on any number of threads.
 
+    On a GPU the rows of an index are added up in parts, in an order that depends on the indices alone.
+
     Args:
         dy: (..., C).
         saved: from the forward.
