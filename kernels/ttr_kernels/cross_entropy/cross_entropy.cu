@@ -1,8 +1,8 @@
 // Cross-entropy of rows of logits: a row is read once for its loss; for the gradient what registers could not hold of it
 // is read once more, latest first, while a cache still has it.
 //
-// A row is worked on tile by tile, of which each thread holds ITEMS vectors. Vectors lie at multiples of 16 bytes wherever
-// the row begins (rows of 50257 begin anywhere), so the first tile begins up to VECTOR − 1 elements ahead of its row.
+// Rows may begin anywhere (those of 50257 classes do). What lies between multiples of 16 bytes is worked on tile by tile,
+// of which each thread holds ITEMS vectors; of the few elements before and after, each is one thread's, its `edge`.
 #include "rows.cuh"
 
 typedef TTR_T T;
@@ -27,44 +27,52 @@ __device__ __forceinline__ int target_of(
   return target >= 0 && target < width ? int(target) : WRONG;
 }
 
-// How many elements before `row` its first vector begins.
-__device__ __forceinline__ int elements_before(const T* row) {
-  return int(reinterpret_cast<unsigned long long>(row) % 16 / sizeof(T));
+// Where a row's vectors begin and end, and which element outside them is this thread's: -1 if none is.
+struct Span {
+  int begin, end, edge;
+};
+__device__ __forceinline__ int elements_to_vector(const T* row) {
+  return int((0 - reinterpret_cast<unsigned long long>(row)) % 16 / sizeof(T));
+}
+__device__ __forceinline__ Span span_of(const T* row, int width) {
+  Span span;
+  span.begin = min(elements_to_vector(row), width);
+  span.end = span.begin + (width - span.begin) / VECTOR * VECTOR;
+  const int before = place_in_row(), after = span.end + place_in_row() - VECTOR;
+  span.edge = before < span.begin ? before : before >= VECTOR && after < width ? after : -1;
+  return span;
 }
 
-// The tile that begins at element `first` of a row; −∞ outside the row.
-__device__ __forceinline__ Row load_tile(const T* x, int width, int first) {
+// The tile that begins at element `first`; −∞ behind the last vector.
+__device__ __forceinline__ Row load_tile(const T* x, const Span& span, int first) {
   Row tile;
-  if (first >= 0 && first + TILE <= width) {
-    // No branch between the loads, so that all are under way at once.
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i) load_vec(x + first + element_of(i), tile.v[i]);
-    return tile;
-  }
 #pragma unroll
   for (int i = 0; i < ITEMS; ++i) {
     const int at = first + element_of(i);
-    if (at >= 0 && at + VECTOR <= width) {
+    if (at < span.end) {
       load_vec(x + at, tile.v[i]);
     } else {
 #pragma unroll
-      for (int j = 0; j < VECTOR; ++j) tile.v[i][j] = at + j >= 0 && at + j < width ? to_float(x[at + j]) : -INFINITY;
+      for (int j = 0; j < VECTOR; ++j) tile.v[i][j] = -INFINITY;
     }
   }
   return tile;
 }
+__device__ __forceinline__ float load_edge(const T* x, const Span& span) {
+  return span.edge >= 0 ? to_float(x[span.edge]) : -INFINITY;
+}
 
-// `aligned` says that y's vectors lie where the tile's do.
-__device__ __forceinline__ void store_tile(T* y, int width, int first, bool aligned, const Row& tile) {
+// `aligned` says that y's vectors lie where x's do.
+__device__ __forceinline__ void store_tile(T* y, const Span& span, int first, bool aligned, const Row& tile) {
 #pragma unroll
   for (int i = 0; i < ITEMS; ++i) {
     const int at = first + element_of(i);
-    if (aligned && at >= 0 && at + VECTOR <= width) {
+    if (at >= span.end) continue;
+    if (aligned) {
       store_vec(y + at, tile.v[i]);
     } else {
 #pragma unroll
-      for (int j = 0; j < VECTOR; ++j)
-        if (at + j >= 0 && at + j < width) y[at + j] = from_float<T>(tile.v[i][j]);
+      for (int j = 0; j < VECTOR; ++j) y[at + j] = from_float<T>(tile.v[i][j]);
     }
   }
 }
@@ -78,7 +86,7 @@ __device__ __forceinline__ Statistics of_nothing() { return Statistics{LOWEST, 0
 
 template <bool BEST>
 __device__ __forceinline__ void add_tile(
-    Statistics& s, const Row& tile, int first, int width, float hit, float smoothing) {
+    Statistics& s, const Row& tile, int first, const Span& span, float hit, float smoothing) {
   float largest = s.largest;
 #pragma unroll
   for (int i = 0; i < ITEMS; ++i)
@@ -100,12 +108,20 @@ __device__ __forceinline__ void add_tile(
   if (smoothing > 0.0f) {
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i)
+      if (first + element_of(i) < span.end) {
 #pragma unroll
-      for (int j = 0; j < VECTOR; ++j) {
-        const int at = first + element_of(i) + j;
-        if (at >= 0 && at < width) s.above += hit - tile.v[i][j];
+        for (int j = 0; j < VECTOR; ++j) s.above += hit - tile.v[i][j];
       }
   }
+}
+// Once, after all tiles.
+__device__ __forceinline__ void add_edge(Statistics& s, float edge, const Span& span, float hit) {
+  if (span.edge < 0) return;
+  const float largest = fmaxf(s.largest, edge);
+  if (edge > s.largest || (edge == s.largest && span.edge < s.best)) s.best = span.edge;
+  s.total = s.total * exp_fast(s.largest - largest) + exp_fast(edge - largest);
+  s.above += hit - edge;
+  s.largest = largest;
 }
 
 __device__ __forceinline__ Statistics over_warp(Statistics s) {
@@ -153,15 +169,17 @@ __device__ __forceinline__ Slope slope_of(
   const float factor = scale * (1.0f + 2.0f * z * (largest + logf(total))) / total;
   return Slope{largest, factor, scale * (smoothing / float(width)), scale * (1.0f - smoothing), target};
 }
+__device__ __forceinline__ float gradient_of(float logit, int at, const Slope& slope) {
+  float gradient = exp_fast(logit - slope.largest) * slope.factor - slope.share;
+  if (at == slope.target) gradient -= slope.hit;
+  return slope.target == IGNORED ? 0.0f : gradient;
+}
 __device__ __forceinline__ void to_gradient(Row& tile, int first, const Slope& slope) {
 #pragma unroll
   for (int i = 0; i < ITEMS; ++i)
 #pragma unroll
-    for (int j = 0; j < VECTOR; ++j) {
-      float gradient = exp_fast(tile.v[i][j] - slope.largest) * slope.factor - slope.share;
-      if (first + element_of(i) + j == slope.target) gradient -= slope.hit;
-      tile.v[i][j] = slope.target == IGNORED ? 0.0f : gradient;
-    }
+    for (int j = 0; j < VECTOR; ++j)
+      tile.v[i][j] = gradient_of(tile.v[i][j], first + element_of(i) + j, slope);
 }
 
 // losses (rows), and normalizer (2, rows): each row's largest logit, and Σ exp(logit − largest).
@@ -175,9 +193,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) cross_entropy_forward(
   const T* x = logits + row * stride;
   const int target = target_of(targets, target_stride, row, ignore_index, width);
   const float hit = target >= 0 ? to_float(x[target]) : not_a_number();
+  const Span span = span_of(x, width);
+  const float edge = load_edge(x, span);
   Statistics s = of_nothing();
-  for (int first = -elements_before(x); first < width; first += TILE)
-    add_tile<false>(s, load_tile(x, width, first), first, width, hit, smoothing);
+#pragma unroll 1
+  for (int first = span.begin; first < span.end; first += TILE)
+    add_tile<false>(s, load_tile(x, span, first), first, span, hit, smoothing);
+  add_edge(s, edge, span, hit);
   s = over_row(s, places);
   if (place_in_row() > 0) return;
   losses[row] = loss_of(s, target, hit, width, smoothing, z);
@@ -195,16 +217,19 @@ extern "C" __global__ void __launch_bounds__(BLOCK) cross_entropy_backward(
   if (row >= rows) return;
   const T* x = logits + row * stride;
   T* dx = dlogits + row * dlogits_stride;
-  const int target = target_of(targets, target_stride, row, ignore_index, width), before = elements_before(x);
-  const bool aligned = elements_before(dx) == before;
+  const int target = target_of(targets, target_stride, row, ignore_index, width);
+  const bool aligned = elements_to_vector(dx) == elements_to_vector(x);
+  const Span span = span_of(x, width);
   const Slope slope = slope_of(normalizer[row], normalizer[rows + row], target, dloss_at ? *dloss_at : dloss, *count,
                                width, smoothing, z);
-  Row tile = {};
-  for (int first = -before; first < width; first += TILE) {
-    if (target != IGNORED) tile = load_tile(x, width, first);
+#pragma unroll 1
+  for (int first = span.begin; first < span.end; first += TILE) {
+    Row tile = {};
+    if (target != IGNORED) tile = load_tile(x, span, first);
     to_gradient(tile, first, slope);
-    store_tile(dx, width, first, aligned, tile);
+    store_tile(dx, span, first, aligned, tile);
   }
+  if (span.edge >= 0) dx[span.edge] = from_float<T>(gradient_of(load_edge(x, span), span.edge, slope));
 }
 
 // Losses, most probable classes, and (with `gradient`) the gradient of the mean loss in place of the logits.
@@ -218,15 +243,19 @@ extern "C" __global__ void __launch_bounds__(BLOCK) cross_entropy_in_place(
   T* x = logits + row * stride;
   const int target = target_of(targets, target_stride, row, ignore_index, width);
   const float hit = target >= 0 ? to_float(x[target]) : not_a_number();
+  const Span span = span_of(x, width);
+  const float edge = load_edge(x, span);
   Statistics s = of_nothing();
   Row tile;
-  int first = -elements_before(x);
+  int first = span.begin;
+#pragma unroll 1
   while (true) {
-    tile = load_tile(x, width, first);
-    add_tile<true>(s, tile, first, width, hit, smoothing);
-    if (first + TILE >= width) break;
+    tile = load_tile(x, span, first);
+    add_tile<true>(s, tile, first, span, hit, smoothing);
+    if (first + TILE >= span.end) break;
     first += TILE;
   }
+  add_edge(s, edge, span, hit);
   s = over_row(s, places);
   if (place_in_row() == 0) {
     losses[row] = loss_of(s, target, hit, width, smoothing, z);
@@ -234,11 +263,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) cross_entropy_in_place(
   }
   if (!gradient) return;
   const Slope slope = slope_of(s.largest, s.total, target, 1.0f, *count, width, smoothing, z);
+  if (span.edge >= 0) x[span.edge] = from_float<T>(gradient_of(edge, span.edge, slope));
+#pragma unroll 1
   while (true) {
     to_gradient(tile, first, slope);
-    store_tile(x, width, first, true, tile);
-    if (first <= 0) break;
+    store_tile(x, span, first, true, tile);
+    if (first == span.begin) break;
     first -= TILE;
-    if (target != IGNORED) tile = load_tile(x, width, first);
+    if (target != IGNORED) tile = load_tile(x, span, first);
   }
 }
