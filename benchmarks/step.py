@@ -47,8 +47,8 @@ def make_batch() -> Batch:
 
 def make_ours(threads: int) -> Callable[[], float]:
     """Our step, set up as the trainer sets it up."""
+    from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
-    from ttr_gpu.train.memory import keep_freed_memory
     from ttr_gpu.train.optimizer import Optimizer
     from ttr_kernels.common.parallel import limit_blas, set_threads
 
@@ -75,8 +75,8 @@ def make_peer(threads: int) -> Callable[[], float]:
     """PyTorch's step, from the same weights and on the same batch."""
     import torch
 
+    from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
-    from ttr_gpu.train.memory import keep_freed_memory
 
     from .peers import torch_model
 

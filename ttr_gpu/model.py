@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array
+from ttr_kernels.common.arrays import Array, array_module
 
+from .backend import CPU, Backend, PackedTokens, to_host
 from .config import ModelConfig
 from .nn.dropout import DropoutKey
 from .nn.embedding import TimedEmbedding, TimedEmbeddingSaved
@@ -20,26 +21,6 @@ from .nn.transformer_block import TransformerBlock, TransformerBlockSaved
 from .precision import precision
 
 
-class PackedTokens(Protocol):
-    """What the model reads of a batch (ttr_gpu.data.batches.Batch has it)."""
-
-    @property
-    def tokens(self) -> Array:
-        """(total,) int32."""
-
-    @property
-    def times(self) -> Array:
-        """(total,) float64."""
-
-    @property
-    def cu_seqlens(self) -> Array:
-        """(N + 1,) int32, where sequences begin."""
-
-    @property
-    def targets(self) -> Array:
-        """(total,) int32, −1 for none."""
-
-
 @dataclass(frozen=True)
 class LossSaved:
     """What the forward keeps for the backward, which uses it up: a second backward needs a second forward."""
@@ -47,7 +28,7 @@ class LossSaved:
     embedding: TimedEmbeddingSaved
     blocks: list[TransformerBlockSaved]
     head: TokenHeadSaved
-    count: int  # targets that are not −1
+    count: Any  # targets that are not −1; on a GPU an array of one number
 
 
 class TransformerModel:
@@ -57,14 +38,17 @@ class TransformerModel:
         config: the architecture.
         seed: of the initial weights. They are drawn in float64: every precision starts from the same numbers.
         precision_name: overrides the configuration's, for tests in float64.
+        backend: where it computes. Batches are NumPy arrays everywhere; they are copied to it.
 
     Attributes:
         parameters: every Parameter, its value and gradient views into `flat`.
         flat: all values and all gradients as two 1-D arrays.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0, precision_name: str | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: ModelConfig, *, seed: int = 0, precision_name: str | None = None, backend: Backend = CPU
+    ) -> None:
+        self.config, self.backend = config, backend
         self.precision = precision(precision_name or config.precision)
         rng = np.random.default_rng(seed)
         time = None
@@ -94,7 +78,7 @@ class TransformerModel:
         )  # fmt: skip
         blocks = [p for block in self.blocks for p in block.parameters]
         self.parameters: list[Parameter] = [*self.embedding.parameters, *blocks, *self.head.parameters]
-        self.flat = flatten(self.parameters)
+        self.flat = flatten(self.parameters, backend.xp)
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""
@@ -112,6 +96,7 @@ class TransformerModel:
             label_smoothing, z_loss: see `ttr_kernels.cross_entropy`.
             gradients: False skips what only a backward needs.
         """
+        batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
         x, embedding = self.embedding.forward(batch.tokens, sequences)
         rope = self.blocks[0].rope(sequences)
@@ -136,25 +121,27 @@ class TransformerModel:
     def evaluate_batch(self, batch: PackedTokens) -> tuple[Array, Array]:
         """Per position, without dropout: loss in nats (total,), and whether the likeliest token was right (total,).
 
-        Positions whose target is −1 have loss 0 and count as wrong.
+        Positions whose target is −1 have loss 0 and count as wrong. Both are NumPy arrays.
         """
         _, saved = self.loss_forward(batch, gradients=False)
-        return saved.head.loss.losses, saved.head.loss.best == batch.targets
+        return to_host(saved.head.loss.losses), to_host(saved.head.loss.best) == batch.targets
 
     def logits(self, batch: PackedTokens, rows: Array | None = None) -> Array:
         """Logits of the next token (rows, V) after the given rows of the batch; default: after every row."""
+        batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
         x, _ = self.embedding.forward(batch.tokens, sequences)
         rope = self.blocks[0].rope(sequences)
         for block in self.blocks:
             x, _ = block.forward(x, sequences, rope)
-        return self.head.logits(x if rows is None else np.ascontiguousarray(x[rows]))
+        return self.head.logits(x if rows is None else x[self.backend.put(rows)])
 
     def find_nonfinite(self, batch: PackedTokens, dropout: DropoutKey | None = None) -> str | None:
         """Name of the first parameter or layer whose values are not finite, in the order of the forward; or None."""
         for p in self.parameters:
-            if not np.isfinite(p.value).all():
+            if not _finite(p.value):
                 return f"parameter {p.name}"
+        batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
         with np.errstate(all="ignore"):
             x, _ = self.embedding.forward(batch.tokens, sequences)
@@ -170,7 +157,7 @@ class TransformerModel:
                 if not _finite(x):
                     return f"blocks.{index}.feed_forward"
             loss, _ = self.head.loss_forward(x, batch.targets, gradients=False)
-        return None if np.isfinite(loss) else "head"
+        return None if np.isfinite(float(loss)) else "head"
 
     def flops(self, batch: PackedTokens) -> float:
         """Floating-point operations of one forward and backward: 6 per matrix weight and token, and attention's."""
@@ -199,4 +186,4 @@ class TransformerModel:
 
 
 def _finite(array: Array) -> bool:
-    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+    return bool(array_module(array).isfinite(array.astype(np.float32, copy=False)).all())

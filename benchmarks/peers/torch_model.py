@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttr_gpu.backend import PackedTokens
 from ttr_gpu.config import ModelConfig
-from ttr_gpu.model import PackedTokens, TransformerModel
+from ttr_gpu.model import TransformerModel
 
 
 class Batch(NamedTuple):

@@ -20,13 +20,15 @@ from .threads import threads_option, use_threads
 )
 @click.option("--max-length", type=click.IntRange(min=1), help="Positions of a window; default: as in training.")
 @click.option("--last", is_flag=True, help="The last checkpoint of the run, not the best on validation.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
-    run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, threads: int | None,
-    as_json: bool,
+    run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, device: str,
+    threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Evaluate RUN (a run folder or a checkpoint) on DATA, beside the floors that a model must beat."""
+    from ttr_gpu.backend import choose_backend
     from ttr_gpu.data.dataset import open_dataset
     from ttr_gpu.errors import UserError
     from ttr_gpu.infer.evaluation import evaluate_split
@@ -35,6 +37,7 @@ def evaluate(
     from ttr_gpu.train.trainer import check_same_data
 
     use_threads(threads)
+    backend = choose_backend(device)
     checkpoint = open_checkpoint(find_checkpoint(run, best=not last))
     dataset = open_dataset(data)
     check_same_data(checkpoint, describe(dataset), data)
@@ -44,7 +47,7 @@ def evaluate(
     if stride is not None and stride > length:
         raise UserError(f"--stride: got {stride}, expected at most the length of a window, {length}")
     result = evaluate_split(
-        checkpoint.load_model(), part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride
+        checkpoint.load_model(backend), part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride
     )
     beside = floors(dataset, split)
     if as_json:

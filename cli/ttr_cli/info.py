@@ -15,11 +15,12 @@ def info(keys: bool) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from ttr_gpu.train.run import choose_device
+    from ttr_gpu.backend import choose_backend, gpu_facts
     from ttr_kernels.common.compilation import cache_directory
     from ttr_kernels.common.parallel import available_cores, blas_versions, get_threads
 
-    for name in ("ttr-gpu", "numpy", "numba", "ml_dtypes", "zarr", "tokenizers", "safetensors", "cupy-cuda13x"):
+    for name in ("ttr-gpu", "numpy", "numba", "ml_dtypes", "zarr", "tokenizers", "safetensors", "cupy-cuda13x",
+                 "nvmath-python", "numba-cuda"):  # fmt: skip
         try:
             click.echo(f"{name:<14} {version(name)}")
         except PackageNotFoundError:
@@ -32,7 +33,11 @@ def info(keys: bool) -> None:
     cache = cache_directory()
     compiled = "compiled" if cache is not None and any(cache.rglob("*.nbc")) else "not compiled yet"
     click.echo(f"{'kernel cache':<14} {cache or 'none: no folder can be written; set TTR_CACHE_DIR'} ({compiled})")
-    click.echo(f"{'device':<14} {choose_device('auto')}")
+    backend = choose_backend()
+    if backend.name == "gpu":
+        for name, value in gpu_facts(backend).items():
+            click.echo(f"{name:<14} {value}")
+    click.echo(f"{'device':<14} {backend.device}")
 
 
 def _processor() -> str:

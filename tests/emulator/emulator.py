@@ -29,6 +29,7 @@ import host_compiler
 import numpy as np
 
 from ttr_kernels.common.cuda import launch
+from ttr_kernels.common.cuda.gemm import Gemm
 
 missing = host_compiler.missing
 TIME_LIMIT = 60.0  # seconds of CPU time for one launch
@@ -105,6 +106,24 @@ class EmulatorExecutor:
                 raise EmulatorFault(kernel.name, grid, block, faults)
 
         return launch
+
+    def multiply(self, gemm: Gemm) -> None:
+        """What cuBLAS computes, read as cuBLAS reads it."""
+        a = _by_columns(gemm.a, gemm.lda, *((gemm.k, gemm.m) if gemm.transpose_a else (gemm.m, gemm.k)))
+        b = _by_columns(gemm.b, gemm.ldb, *((gemm.n, gemm.k) if gemm.transpose_b else (gemm.k, gemm.n)))
+        c = _by_columns(gemm.c, gemm.ldc, gemm.m, gemm.n)
+        a, b = (a.T if gemm.transpose_a else a), (b.T if gemm.transpose_b else b)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = a.astype(np.float32) @ b.astype(np.float32)
+            c[...] = c + result if gemm.accumulate else result
+
+
+def _by_columns(array: np.ndarray[Any, Any], leading: int, rows: int, columns: int) -> np.ndarray[Any, Any]:
+    """The (rows, columns) matrix that begins where the array does, column j at element j · leading."""
+    if leading < rows:
+        raise ValueError(f"leading dimension {leading} of a matrix of {rows} rows")
+    item = array.itemsize
+    return np.lib.stride_tricks.as_strided(array, (rows, columns), (item, leading * item))
 
 
 class _Library:

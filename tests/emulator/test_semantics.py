@@ -12,6 +12,7 @@ import emulator
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import real_cupy
 
 from ttr_kernels.common.cuda import launch
 
@@ -28,7 +29,7 @@ def run(request):
     """run(name, grid, block, *arguments, shared_bytes=0): the arrays among the arguments, as the kernel leaves them."""
 
     def on_gpu(name, grid, block, *arguments, shared_bytes=0):
-        cupy = pytest.importorskip("cupy")
+        cupy = real_cupy()
         held = [cupy.asarray(each) if isinstance(each, np.ndarray) else each for each in arguments]
         launch.Kernel(SOURCE, name, {}).launch(held[0], grid, block, held, shared_bytes)
         return [cupy.asnumpy(each) for each in held if isinstance(each, cupy.ndarray)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ttr_kernels.attention import AttentionSaved, TimeBias, attention_backward, attention_forward
-from ttr_kernels.common.arrays import Array
+from ttr_kernels.common.arrays import Array, array_module
 from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
 from ttr_kernels.rope import RopeSaved, RopeTable, rope_backward, rope_forward
 
@@ -66,9 +66,10 @@ class MultiHeadAttention:
         """The time bias that the parameters stand for, or None."""
         if self.rate is None or self.tau is None:
             return None
-        scale = self.rate.value.dtype.type(self.time_scale)
+        number = self.rate.value.dtype.type
         # softplus underflows to 0 far below; a time scale must not.
-        tau = scale * np.maximum(_softplus(self.tau.value), self.tau.value.dtype.type(1e-6))
+        floored = array_module(self.tau.value).maximum(_softplus(self.tau.value), number(1e-6))
+        tau = floored * number(self.time_scale)
         return TimeBias(_softplus(self.rate.value), tau, self.time_bias)
 
     def forward(
@@ -92,7 +93,7 @@ class MultiHeadAttention:
     def backward(self, dy: Array, saved: MultiHeadAttentionSaved) -> Array:
         """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""
         dmixed, _, _ = linear_backward(dy, saved.output, dweight=self.output.gradient)
-        dfused = np.empty((len(dy), len(self.qkv.value)), dy.dtype)
+        dfused = array_module(dy).empty((len(dy), len(self.qkv.value)), dy.dtype)
         dq, dk, dv, drotated = self._split(dfused)
         _, _, _, decay = attention_backward(
             dmixed.reshape(saved.attention.q.shape), saved.attention, dq=dq, dk=dk, dv=dv
@@ -112,12 +113,13 @@ class MultiHeadAttention:
 
 
 def _softplus(x: Array) -> Array:
-    y: Array = np.logaddexp(x, x.dtype.type(0))
+    y: Array = array_module(x).logaddexp(x, x.dtype.type(0))
     return y
 
 
 def _sigmoid(x: Array) -> Array:
-    y: Array = np.exp(-np.logaddexp(-x, x.dtype.type(0)))
+    xp = array_module(x)
+    y: Array = xp.exp(-xp.logaddexp(-x, x.dtype.type(0)))
     return y
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,20 @@ class FlatParameters:
     decay_end: int
 
 
-def flatten(parameters: Sequence[Parameter]) -> FlatParameters:
-    """Move parameters into flat buffers: afterwards `value` and `gradient` of each are views into them."""
+def flatten(parameters: Sequence[Parameter], xp: ModuleType = np) -> FlatParameters:
+    """Move parameters into flat buffers: afterwards `value` and `gradient` of each are views into them.
+
+    With CuPy as `xp` they move to the current GPU, where their layers then compute.
+    """
     ordered = [p for p in parameters if p.decay] + [p for p in parameters if not p.decay]
     dtype: Any = ordered[0].value.dtype
     total = sum(p.value.size for p in ordered)
-    values, gradients = np.empty(total, dtype), np.zeros(total, dtype)
+    values, gradients = xp.empty(total, dtype), xp.zeros(total, dtype)
     start = 0
     for p in ordered:
         end = start + p.value.size
-        values[start:end] = p.value.reshape(-1)
-        gradients[start:end] = p.gradient.reshape(-1)
+        values[start:end] = xp.asarray(p.value).reshape(-1)
+        gradients[start:end] = xp.asarray(p.gradient).reshape(-1)
         p.value = values[start:end].reshape(p.value.shape)
         p.gradient = gradients[start:end].reshape(p.gradient.shape)
         start = end

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array, DType
+from ttr_kernels.common.arrays import Array, DType, array_module
 from ttr_kernels.rope import RopeTable, rope_cos_sin
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Packed sequences: `cu_seqlens` (N + 1,) int32 and `times` (total,) float64 in the data set's unit.
+
+    `times` is where the model computes; `cu_seqlens` is a NumPy array everywhere.
 
     Raises ValueError where the two do not fit together.
     """
@@ -35,7 +37,7 @@ class Sequences:
         if times.ndim != 2:
             raise ValueError(f"times: got shape {times.shape}, expected (B, T)")
         starts = np.arange(times.shape[0] + 1, dtype=np.int32) * np.int32(times.shape[1])
-        return Sequences(starts, np.ascontiguousarray(times).reshape(-1))
+        return Sequences(starts, array_module(times).ascontiguousarray(times).reshape(-1))
 
     @property
     def total(self) -> int:
@@ -43,21 +45,23 @@ class Sequences:
         return len(self.times)
 
     def positions(self) -> Array:
-        """(total,) int64: the position of each row in its own sequence, from 0."""
+        """(total,) int64, NumPy: the position of each row in its own sequence, from 0."""
         lengths = np.diff(self.cu_seqlens)
         return np.arange(self.total, dtype=np.int64) - np.repeat(self.cu_seqlens[:-1].astype(np.int64), lengths)
 
     def gaps(self) -> Array:
         """(total,) float64: time since the position before, 0 at the start of a sequence."""
-        gaps = np.diff(self.times, prepend=self.times[:1])
+        xp = array_module(self.times)
+        gaps: Array = xp.diff(self.times, prepend=self.times[:1])
         starts = self.cu_seqlens[:-1]
-        gaps[starts[starts < self.total]] = 0.0
+        gaps[xp.asarray(starts[starts < self.total])] = 0.0
         return gaps
 
     def rope(self, dim: int, base: float, dtype: DType) -> RopeTable:
         """The rotation of every row, by its position in its own sequence."""
         wide = np.float64 if dtype == np.float64 else np.float32
-        positions = self.positions()
+        xp, positions = array_module(self.times), self.positions()
         # Sequences share their positions: angles are computed once for each.
-        table = rope_cos_sin(np.arange(positions.max(initial=0) + 1), dim, base=base, dtype=wide)
-        return RopeTable(table.cos[positions], table.sin[positions])
+        table = rope_cos_sin(xp.arange(int(positions.max(initial=0)) + 1), dim, base=base, dtype=wide)
+        rows = xp.asarray(positions)
+        return RopeTable(table.cos[rows], table.sin[rows])

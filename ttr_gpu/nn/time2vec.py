@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array
+from ttr_kernels.common.arrays import Array, array_module
 from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
 from ttr_kernels.time2vec import Time2VecSaved, time2vec_backward, time2vec_forward
 
@@ -64,17 +64,19 @@ class TimeEncoding:
     def forward(self, sequences: Sequences) -> tuple[Array, TimeEncodingSaved]:
         """-> y (total, C)."""
         parts, saved = [], []
+        xp = array_module(sequences.times)
         for kind, frequency, phase in zip(self.kinds, self.frequency, self.phase, strict=True):
-            t = sequences.times / self.span if kind == "absolute" else np.log1p(sequences.gaps() / self.scale)
+            t = sequences.times / self.span if kind == "absolute" else xp.log1p(sequences.gaps() / self.scale)
             part, kept = time2vec_forward(t, frequency.value, phase.value, dtype=self.precision.compute)
             parts.append(part)
             saved.append(kept)
-        y, project = linear_forward(np.concatenate(parts, axis=-1), self.project.cast(self.precision.compute))
+        y, project = linear_forward(xp.concatenate(parts, axis=-1), self.project.cast(self.precision.compute))
         return y, TimeEncodingSaved(saved, project)
 
     def backward(self, dy: Array, saved: TimeEncodingSaved) -> None:
         """Adds to the parameters' gradients; timestamps have none."""
         dfeatures, _, _ = linear_backward(dy, saved.project, dweight=self.project.gradient)
-        parts = np.split(dfeatures, len(self.kinds), axis=-1)
+        width = dfeatures.shape[-1] // len(self.kinds)
+        parts = [dfeatures[:, width * index : width * (index + 1)] for index in range(len(self.kinds))]
         for part, kept, frequency, phase in zip(parts, saved.features, self.frequency, self.phase, strict=True):
             time2vec_backward(part, kept, dfrequency=frequency.gradient, dphase=phase.gradient)

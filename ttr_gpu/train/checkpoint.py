@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ttr_kernels.common.arrays import Array
+
+from ..backend import CPU, Backend, copy_into, to_host
 from ..data.shards import sha256
 from ..data.spool import free_space_error
 from ..errors import UserError
@@ -35,9 +38,9 @@ class Checkpoint:
     data: dict[str, Any]
     state: dict[str, Any]
 
-    def load_model(self) -> TransformerModel:
+    def load_model(self, backend: Backend = CPU) -> TransformerModel:
         """The model with this checkpoint's weights."""
-        model = TransformerModel(self.config.model, seed=self.config.train.seed)
+        model = TransformerModel(self.config.model, seed=self.config.train.seed, backend=backend)
         self.restore(model)
         return model
 
@@ -62,10 +65,10 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         # safetensors writes wrong data for arrays that are not C-contiguous.
-        weights = {p.name: np.ascontiguousarray(p.value) for p in optimizer.model.parameters}
+        weights = {p.name: np.ascontiguousarray(to_host(p.value)) for p in optimizer.model.parameters}
         save_file(weights, temporary / "model.safetensors")
         save_file(
-            {name: np.ascontiguousarray(a) for name, a in optimizer.state().items()},
+            {name: np.ascontiguousarray(to_host(a)) for name, a in optimizer.state().items()},
             temporary / "optimizer.safetensors",
         )
         described = {"format": "ttr-gpu-checkpoint", "format_version": 1, **config.model_dump(), "data": data}
@@ -149,7 +152,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _read_into(path: Path, targets: dict[str, np.ndarray[Any, Any]]) -> None:
+def _read_into(path: Path, targets: dict[str, Array]) -> None:
     from safetensors.numpy import load_file
 
     arrays = load_file(path)
@@ -159,4 +162,4 @@ def _read_into(path: Path, targets: dict[str, np.ndarray[Any, Any]]) -> None:
     for name, target in targets.items():
         if arrays[name].shape != target.shape:
             raise UserError(f"{path}: {name} has shape {arrays[name].shape}, expected {target.shape}")
-        target[...] = arrays[name]
+        copy_into(target, arrays[name])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from ttr_kernels.adamw import adamw, clip_scale, global_norm
+from ttr_kernels.common.arrays import Array
+from ttr_kernels.common.cuda.launch import address
 
 from ..model import TransformerModel
 from .config import TrainConfig
@@ -21,13 +19,13 @@ class Optimizer:
 
     def __init__(self, model: TransformerModel, config: TrainConfig) -> None:
         self.model, self.config = model, config
-        self.first = np.zeros_like(model.flat.values)
-        self.second = np.zeros_like(model.flat.values)
+        xp = model.backend.xp
+        self.first = xp.zeros_like(model.flat.values)
+        self.second = xp.zeros_like(model.flat.values)
 
     def gradient_norm(self) -> float:
-        """Norm of all gradients; NaN or infinite where any gradient is."""
-        norm: float = global_norm([self.model.flat.gradients])
-        return norm
+        """Norm of all gradients; NaN or infinite where any gradient is. Waits for a GPU."""
+        return float(global_norm([self.model.flat.gradients]))
 
     def update(self, step: int, rate: float, norm: float, scale: float = 1.0) -> None:
         """One step with gradients times `scale`, clipped; `norm` is theirs before scaling."""
@@ -40,12 +38,12 @@ class Optimizer:
                 gradient_scale=scale,
             )  # fmt: skip
 
-    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+    def state(self) -> dict[str, Array]:
         """The moments by parameter: "<parameter>/first" and "<parameter>/second", views."""
         arrays = {}
         base = self.model.flat.values
         for p in self.model.parameters:
-            start = (p.value.ctypes.data - base.ctypes.data) // base.itemsize
+            start = (address(p.value) - address(base)) // base.itemsize
             for name, moments in (("first", self.first), ("second", self.second)):
                 arrays[f"{p.name}/{name}"] = moments[start : start + p.value.size].reshape(p.value.shape)
         return arrays

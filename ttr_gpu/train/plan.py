@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ttr_kernels.common.parallel import get_threads
 from ttr_kernels.matmul import matmul
 
+from ..backend import CPU, Backend
 from ..data.batches import Batch
 from ..data.dataset import Dataset, Split
 from ..errors import UserError
 from ..model import TransformerModel
 from .config import RunConfig
-from .memory import available_bytes
 from .metrics import duration
 
 
@@ -33,9 +33,9 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, model: TransformerModel, dataset: Dataset, split: Split, batches_per_epoch: int, device: str
+    config: RunConfig, model: TransformerModel, dataset: Dataset, split: Split, batches_per_epoch: int
 ) -> Plan:
-    """Resolve the numbers of steps, measure the machine's matrix product and one step, and check the memory.
+    """Resolve the numbers of steps, measure the device's matrix product and one step, and check the memory.
 
     Raises UserError if the estimate exceeds the memory that is free.
     """
@@ -45,13 +45,14 @@ def make_plan(
     warmup = min(total, max(1, total // 20) if train.warmup_steps is None else train.warmup_steps)
     every = train.evaluate_every or max(1, min(per_epoch, total // 10))
     memory = model.memory_estimate(train.tokens_per_batch)
-    need, free = sum(memory.values()), available_bytes()
+    backend = model.backend
+    need, free = sum(memory.values()), backend.free_bytes()
     if free and need > free:
         raise UserError(
             f"memory: this run needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
             "try a smaller --preset or --set train.tokens_per_batch"
         )
-    peak = measure_gemm_peak()
+    peak = measure_gemm_peak(backend, dtype=model.precision.compute if backend.name == "gpu" else np.float32)
     seconds = _step_seconds(model, train.tokens_per_batch, train.max_length, peak) * train.accumulate
     tokens = train.tokens_per_batch * train.accumulate
     shape = config.model
@@ -66,38 +67,47 @@ def make_plan(
         f"peak lr {config.lr:.2e} after {warmup} steps, dropout {shape.dropout.attention:g}/"
         f"{shape.dropout.feed_forward:g}/{shape.dropout.residual:g}",
         f"memory     about {need / 2**20:,.0f} MiB ({', '.join(gib.values())})",
-        f"device     {device}; {get_threads()} threads, matrix product measured at {peak / 1e9:,.0f} GFLOP/s",
+        f"device     {backend.device}; {backend.threads} threads, matrix product measured at {peak / 1e9:,.0f} GFLOP/s",
         f"time       about {duration(seconds * total)} ({seconds:.3f} s per step, without evaluations)",
     ]
     return Plan(total, per_epoch, warmup, every, train.checkpoint_every or every, peak, lines)
 
 
-def measure_gemm_peak(size: int = 1024, repeats: int = 8) -> float:
-    """Floating-point operations per second of a float32 matrix product on all threads, the best of some."""
-    a, out = np.ones((size, size), np.float32), np.empty((size, size), np.float32)
+def measure_gemm_peak(backend: Backend = CPU, dtype: Any = np.float32, repeats: int = 8) -> float:
+    """Floating-point operations per second of a large matrix product, the best of some."""
+    size = 1024 if backend.name == "cpu" else 4096
+    a, out = backend.xp.ones((size, size), dtype), backend.xp.empty((size, size), dtype)
     best = np.inf
     for _ in range(repeats):
         begin = time.perf_counter()
         matmul(a, a, out=out)
+        backend.synchronize()
         best = min(best, time.perf_counter() - begin)
     return 2.0 * size**3 / best
 
 
 def _step_seconds(model: TransformerModel, tokens: int, max_length: int, peak: float) -> float:
-    """Seconds of one forward and backward, measured unless it would take long. Leaves the gradients zero."""
-    lengths = [max_length] * (tokens // max_length)
-    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    total = int(ends[-1])
-    zeros, times = np.zeros(total, np.int32), np.arange(total, dtype=np.float64) * model.config.time_scale
-    batch = Batch(zeros, times, ends, zeros, times, ends[:-1], ends[:-1], 0, 0)
-    if model.flops(batch) / peak > 1.0:
+    """Seconds of one forward and backward, measured on half a batch unless that would take long. Leaves the
+    gradients zero."""
+    half = _blank_batch(model, max(1, tokens // max_length // 2), max_length)
+    share = len(half.tokens) / tokens
+    if model.flops(half) / peak > 0.7:
         # Large models reach about two thirds of the peak.
-        return model.flops(batch) / (0.66 * peak)
+        return model.flops(half) / (0.66 * peak) / share
     seconds = 0.0
-    for _ in range(2):
+    for batch in (_blank_batch(model, 1, max_length), half):  # the first loads the kernels
         begin = time.perf_counter()
         _, saved = model.loss_forward(batch)
         model.loss_backward(1.0, saved)
+        model.backend.synchronize()
         seconds = time.perf_counter() - begin
     model.zero_gradients()
-    return seconds
+    return seconds / share
+
+
+def _blank_batch(model: TransformerModel, sequences: int, length: int) -> Batch:
+    """So many windows of one token, at even times."""
+    ends = np.arange(sequences + 1, dtype=np.int32) * np.int32(length)
+    total = sequences * length
+    zeros, times = np.zeros(total, np.int32), np.arange(total, dtype=np.float64) * model.config.time_scale
+    return Batch(zeros, times, ends, zeros, times, ends[:-1], ends[:-1], 0, 0)

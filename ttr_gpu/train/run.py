@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..backend import choose_backend
 from ..data.dataset import Dataset, open_dataset
 from ..errors import UserError
 from ..infer.evaluation import Evaluation
 from ..infer.floors import Floor, event_floors, text_floors
+from ..memory import keep_freed_memory
 from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from .config import RunConfig, override, resolve_config
-from .memory import keep_freed_memory
 from .metrics import duration
 from .plot import plot_run
 from .trainer import Outcome, Trainer, check_same_data
@@ -43,7 +43,7 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
 
     Raises UserError for bad input, TrainingDiverged for a loss that is not finite.
     """
-    device = choose_device(options.device)
+    backend = choose_backend(options.device)
     keep_freed_memory()
     dataset = open_dataset(options.data)
     described = describe(dataset)
@@ -70,7 +70,7 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
     prepared = folder or _new_folder(options)
     try:
         trainer = Trainer(
-            config, dataset, prepared, described, device=device, echo=echo, log_every=options.log_every,
+            config, dataset, prepared, described, backend=backend, echo=echo, log_every=options.log_every,
             resume=checkpoint,
         )  # fmt: skip
     except BaseException:
@@ -98,21 +98,6 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "vocabulary_size": dataset.vocabulary_size, "vocabulary_hash": hashlib.sha256(text.encode()).hexdigest(),
         "time_unit_seconds": dataset.time_unit_seconds, "origin": dataset.origin,
     }  # fmt: skip
-
-
-def choose_device(wanted: str) -> str:
-    """One line about the device and why. `TTR_BACKEND` stands in for "auto".
-
-    Raises UserError for a device that this release does not have.
-    """
-    source = "--device"
-    if wanted == "auto" and os.environ.get("TTR_BACKEND", "auto") != "auto":
-        wanted, source = os.environ["TTR_BACKEND"], "TTR_BACKEND"
-    if wanted not in ("auto", "cpu", "gpu"):
-        raise UserError(f"{source}: got {wanted!r}, expected auto, cpu or gpu")
-    if wanted == "gpu":
-        raise UserError(f"{source}: got gpu, but this release computes on CPUs only; use --device cpu")
-    return "CPU (asked for)" if wanted == "cpu" else "CPU (this release has no GPU backend yet)"
 
 
 def floors(dataset: Dataset, split: str) -> list[Floor]:

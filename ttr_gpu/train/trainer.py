@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from ..backend import Backend
 from ..data.batches import Batch, TrainingBatches, check_sizes
 from ..data.dataset import Dataset
 from ..errors import UserError
@@ -21,7 +23,6 @@ from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
 from .checkpoint import Checkpoint, prune, save_checkpoint
 from .config import RunConfig
-from .memory import resident_bytes
 from .metrics import RunLog, StepMetrics
 from .optimizer import Optimizer
 from .plan import Plan, make_plan
@@ -62,22 +63,22 @@ class Trainer:
         dataset: its "train" split is trained on, its "validation" split (if there is one) watched.
         folder: of the run, which exists.
         described: what checkpoints say of the data.
-        device: one line about the device and why.
+        backend: where to compute.
         echo: prints a line.
         log_every: a console line for each so many steps.
         resume: a checkpoint to go on from.
     """
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, folder: Path, described: dict[str, object], *, device: str,
-        echo: Callable[[str], None], log_every: int = 1, resume: Checkpoint | None = None,
+        self, config: RunConfig, dataset: Dataset, folder: Path, described: dict[str, object], *,
+        backend: Backend, echo: Callable[[str], None], log_every: int = 1, resume: Checkpoint | None = None,
     ) -> None:  # fmt: skip
         self.config, self.dataset, self.folder, self.described = config, dataset, folder, described
         self.split = dataset.split("train")
         self.validation = dataset.split("validation") if "validation" in dataset.splits else None
         train = config.train
         check_sizes(self.split, train.tokens_per_batch, train.max_length)
-        self.model = TransformerModel(config.model, seed=train.seed)
+        self.model = TransformerModel(config.model, seed=train.seed, backend=backend)
         self.optimizer = Optimizer(self.model, train)
         self.progress = Progress()
         self._received: list[int] = []
@@ -91,7 +92,7 @@ class Trainer:
             max_length=train.max_length, seed=train.seed, start_step=self.progress.step * train.accumulate,
         )  # fmt: skip
         try:
-            self.plan: Plan = make_plan(config, self.model, dataset, self.split, self.batches.steps_per_epoch, device)
+            self.plan: Plan = make_plan(config, self.model, dataset, self.split, self.batches.steps_per_epoch)
             self.log = RunLog(
                 folder, self.plan.total_steps, self.plan.peak, echo, log_every, first_step=self.progress.step + 1
             )
@@ -134,20 +135,25 @@ class Trainer:
         train, progress, model = self.config.train, self.progress, self.model
         step = progress.step + 1
         model.zero_gradients()
-        total, count, flops, tokens = 0.0, 0, 0.0, 0
+        losses: list[tuple[Any, int, Batch, DropoutKey]] = []
+        count, flops, tokens = 0, 0.0, 0
         for index, batch in enumerate(batches):
             key = DropoutKey(train.seed, (step - 1) * train.accumulate + index + 1)
+            targets = int((batch.targets >= 0).sum())
             loss, saved = model.loss_forward(batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss)
-            if not math.isfinite(loss):
-                self._diverged(step, f"the loss is {loss}", batch, key)
             # Batches weigh by their targets, so that several equal one large batch.
-            model.loss_backward(float(saved.count) if len(batches) > 1 else 1.0, saved)
-            total += float(loss) * saved.count
-            count += saved.count
+            model.loss_backward(float(targets) if len(batches) > 1 else 1.0, saved)
+            losses.append((loss, targets, batch, key))
+            count += targets
             flops += model.flops(batch)
             tokens += len(batch.tokens)
         scale = 1.0 / max(count, 1) if len(batches) > 1 else 1.0
         norm = self.optimizer.gradient_norm()
+        # Looked at only now: on a GPU the first look waits for all the work before it.
+        for loss, _, batch, key in losses:
+            if not math.isfinite(float(loss)):
+                self._diverged(step, f"the loss is {float(loss)}", batch, key)
+        total = sum(float(loss) * targets for loss, targets, _, _ in losses)
         if not math.isfinite(norm):
             self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
         rate = learning_rate(
@@ -158,9 +164,8 @@ class Trainer:
         seconds = time.perf_counter() - begin
         progress.step, progress.tokens = step, progress.tokens + tokens
         progress.seconds += seconds
-        self.log.step(
-            StepMetrics(step, total / max(count, 1), rate, norm * scale, tokens, seconds, flops, resident_bytes())
-        )
+        memory = model.backend.used_bytes()
+        self.log.step(StepMetrics(step, total / max(count, 1), rate, norm * scale, tokens, seconds, flops, memory))
 
     def evaluate(self, split_name: str, limit_tokens: int | None = None) -> Evaluation:
         """Evaluate the model as it is on a split."""

@@ -22,12 +22,15 @@ from ..common.arrays import (
     FLOAT64,
     INT32,
     Array,
-    DType,
+    array_module,
     check,
     check_out,
     check_parameter_gradient,
     check_same_dtype,
     implementation,
+    on_gpu,
+    takes_cuda_arrays,
+    view_of_cuda_array,
 )
 from ..common.philox import check_rate
 
@@ -90,6 +93,7 @@ class AttentionSaved:
     dropout: Dropout
 
 
+@takes_cuda_arrays
 def attention_forward(
     q: Array,
     k: Array,
@@ -116,11 +120,13 @@ def attention_forward(
         scale: default 1/sqrt(D).
         causal: key j is visible to query i iff j <= i + (S - T).
         window: additionally j > i + (S - T) - window (Beltagy et al. 2020, sliding window).
-        cu_seqlens: (N + 1,) int32, starts of the packed sequences and the total; from 0, not decreasing.
+        cu_seqlens: (N + 1,) int32, starts of the packed sequences and the total; from 0, not decreasing. A NumPy array
+            on a GPU too, since the launch follows from it; one that lies there is copied, which waits for the GPU.
         times: (B, T) or (total,) float64, any unit; gaps are formed in float64.
         key_times: (B, S) or (total,) float64; default: times.
         time_bias: rate, tau, kind. Needs times and causal=True (φ is defined for Δt >= 0). Times must not decrease
-            along a sequence; that is checked where data is read, not here.
+            along a sequence; that is checked where data is read, not here. That tau is positive is checked on a CPU
+            only: on a GPU, to look would be to wait.
         dropout: probability of dropping an attention weight; the mask follows from (seed, offset).
         out: like q, receives the result.
 
@@ -139,7 +145,7 @@ def attention_forward(
         query_offsets, key_offsets = offsets * sizes["T"], offsets * sizes["S"]
     else:
         sizes = check(
-            q=(q, "total H D"), k=(k, "total H_kv D"), v=(v, "total H_kv D"), cu_seqlens=(cu_seqlens, "N+1", [INT32]),
+            q=(q, "total H D"), k=(k, "total H_kv D"), v=(v, "total H_kv D"),
             times=(times, "total", [FLOAT64]), key_times=(key_times, "total", [FLOAT64]),
         )  # fmt: skip
         query_offsets = key_offsets = _checked_offsets(cu_seqlens, sizes["total"])
@@ -150,23 +156,24 @@ def attention_forward(
         raise ValueError(f"window: got {window}, expected at least 1")
     check_rate("dropout", dropout)
     if time_bias is not None:
-        _check_time_bias(time_bias, sizes["H"], dtype)
+        time_bias = _checked_time_bias(time_bias, sizes["H"], q)
         if times is None:
             raise ValueError("times: got None, expected float64 timestamps, since a time_bias is given")
         if not causal:
             raise ValueError("causal: got False, expected True with a time_bias, which is defined for gaps >= 0")
         if key_times is None and cu_seqlens is None and sizes["S"] != sizes["T"]:
             raise ValueError(f"key_times: got None, expected (B, S): S={sizes['S']} differs from T={sizes['T']}")
-    out = check_out("out", out, q.shape, dtype)
+    out = check_out("out", out, q.shape, dtype, q)
     visibility = Visibility(query_offsets, key_offsets, causal, window or 0)
-    t = None if time_bias is None or times is None else np.ascontiguousarray(times).reshape(-1)
-    s = t if key_times is None or t is None else np.ascontiguousarray(key_times).reshape(-1)
+    t = None if time_bias is None or times is None else array_module(q).ascontiguousarray(times).reshape(-1)
+    s = t if key_times is None or t is None else array_module(q).ascontiguousarray(key_times).reshape(-1)
     scale = 1.0 / math.sqrt(sizes["D"]) if scale is None else float(scale)
     mask = Dropout(dropout, seed, offset)
     log_normalizer = implementation(q, __package__).forward(q, k, v, scale, visibility, t, s, time_bias, mask, out)
     return out, AttentionSaved(q, k, v, out, log_normalizer, scale, visibility, t, s, time_bias, mask)
 
 
+@takes_cuda_arrays
 def attention(
     q: Array,
     k: Array,
@@ -188,6 +195,7 @@ def attention(
     )[0]  # fmt: skip
 
 
+@takes_cuda_arrays
 def attention_backward(
     dout: Array,
     saved: AttentionSaved,
@@ -216,21 +224,24 @@ def attention_backward(
     check_same_dtype(q=saved.q, dout=dout)
     if dout.shape != saved.q.shape:
         raise ValueError(f"dout: got shape {dout.shape}, expected {saved.q.shape} like out")
-    dq = check_out("dq", dq, saved.q.shape, saved.q.dtype)
-    dk = check_out("dk", dk, saved.k.shape, saved.k.dtype)
-    dv = check_out("dv", dv, saved.v.shape, saved.v.dtype)
+    dq = check_out("dq", dq, saved.q.shape, saved.q.dtype, dout)
+    dk = check_out("dk", dk, saved.k.shape, saved.k.dtype, dout)
+    dv = check_out("dv", dv, saved.v.shape, saved.v.dtype, dout)
     gradient = None
     if saved.time_bias is not None:
         heads = saved.time_bias.rate.shape
         gradient = TimeBiasGrad(
-            check_parameter_gradient("drate", drate, heads, dout.dtype),
-            check_parameter_gradient("dtau", dtau, heads, dout.dtype),
+            check_parameter_gradient("drate", drate, heads, dout.dtype, dout),
+            check_parameter_gradient("dtau", dtau, heads, dout.dtype, dout),
         )
     implementation(dout, __package__).backward(dout, saved, dq, dk, dv, gradient)
     return dq, dk, dv, gradient
 
 
 def _checked_offsets(cu_seqlens: Array, total: int) -> Array:
+    check(cu_seqlens=(cu_seqlens, "N+1", [INT32]))
+    if not isinstance(cu_seqlens, np.ndarray):
+        cu_seqlens = array_module(cu_seqlens).asnumpy(cu_seqlens)
     if cu_seqlens.size == 0 or cu_seqlens[0] != 0 or cu_seqlens[-1] != total:
         ends = "nothing" if cu_seqlens.size == 0 else f"{cu_seqlens[0]} .. {cu_seqlens[-1]}"
         raise ValueError(f"cu_seqlens: got {ends}, expected to run from 0 to the total of {total}")
@@ -240,13 +251,15 @@ def _checked_offsets(cu_seqlens: Array, total: int) -> Array:
     return offsets
 
 
-def _check_time_bias(bias: TimeBias, heads: int, dtype: DType) -> None:
+def _checked_time_bias(given: TimeBias, heads: int, q: Array) -> TimeBias:
+    bias = TimeBias(view_of_cuda_array(given.rate), view_of_cuda_array(given.tau), given.kind)
     if bias.kind not in ("linear", "log"):
         raise ValueError(f"time_bias.kind: got {bias.kind!r}, expected 'linear' or 'log'")
-    wanted = FLOAT64 if dtype == FLOAT64 else FLOAT32
-    for name, array in (("rate", bias.rate), ("tau", bias.tau)):
-        check(**{f"time_bias.{name}": (array, "H", [wanted])})
+    wanted = FLOAT64 if q.dtype == FLOAT64 else FLOAT32
+    for name, array in (("time_bias.rate", bias.rate), ("time_bias.tau", bias.tau)):
+        check(q=(q, "..."), **{name: (array, "H", [wanted])})
         if array.shape != (heads,):
-            raise ValueError(f"time_bias.{name}: got shape {array.shape}, expected ({heads},), one per query head")
-    if not (bias.tau > 0).all():
+            raise ValueError(f"{name}: got shape {array.shape}, expected ({heads},), one per query head")
+    if not on_gpu(q) and not (bias.tau > 0).all():
         raise ValueError(f"time_bias.tau: got {float(bias.tau.min())}, expected positive time scales")
+    return bias

@@ -196,13 +196,14 @@ def takes_cuda_arrays(function: Callable[_P, _R]) -> Callable[_P, _R]:
                     break
             else:
                 return function(*args, **kwargs)
-        converted = {name: _view_of_cuda_array(value) for name, value in kwargs.items()}
-        return function(*map(_view_of_cuda_array, args), **converted)
+        converted = {name: view_of_cuda_array(value) for name, value in kwargs.items()}
+        return function(*map(view_of_cuda_array, args), **converted)
 
     return call
 
 
-def _view_of_cuda_array(value: Any) -> Any:
+def view_of_cuda_array(value: Any) -> Any:
+    """A CuPy array of the same memory for a CUDA array of another library; anything else as it is."""
     kind = type(value)
     if kind in _as_they_are:
         return value

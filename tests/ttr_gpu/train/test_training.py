@@ -9,6 +9,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from ttr_gpu.data.dataset import open_dataset
 from ttr_gpu.data.options import PreprocessOptions
 from ttr_gpu.data.preprocess import preprocess
 from ttr_gpu.errors import UserError
+from ttr_gpu.memory import available_bytes, resident_bytes
 from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
 from ttr_gpu.train.config import config_keys, key_table, resolve_config
-from ttr_gpu.train.memory import available_bytes, resident_bytes
 from ttr_gpu.train.metrics import duration, read_metrics
 from ttr_gpu.train.run import RunOptions, train
 from ttr_gpu.train.schedule import learning_rate
@@ -95,6 +96,21 @@ def test_learns_and_leaves_a_run_behind(data, tmp_path):
         assert word in "\n".join(said[:6])
     described = json.loads((folder / "config.json").read_text())
     assert described["data"]["fingerprint"] == open_dataset(data).fingerprint
+
+
+def test_a_gpu_trains_the_losses_of_the_cpu(data, tmp_path, cupy, monkeypatch):
+    # The bindings of cuBLAS, which the stand-in for CuPy does without.
+    monkeypatch.setitem(sys.modules, "nvmath", sys.modules.get("nvmath", ModuleType("nvmath")))
+    monkeypatch.setattr("ttr_gpu.train.plan.measure_gemm_peak", lambda *_, **__: 1e12)
+    options = "model.dropout.residual=0.2", "train.steps=6", "train.evaluate_every=3", "train.accumulate=2"
+    _, said = run(data, tmp_path / "gpu", *options, device="gpu")
+    assert any(line.startswith("device     GPU 0, ") for line in said)
+    run(data, tmp_path / "cpu", *options, device="cpu")
+    gpu, cpu = ([r["loss"] for r in read_metrics(tmp_path / place / "run") if "loss" in r] for place in ("gpu", "cpu"))
+    assert len(gpu) == 8
+    np.testing.assert_allclose(gpu, cpu, rtol=1e-5)
+    np.testing.assert_allclose(weights(tmp_path / "gpu" / "run"), weights(tmp_path / "cpu" / "run"), atol=1e-5)
+    train(RunOptions(data, resume=str(tmp_path / "gpu" / "run"), assignments=("train.steps=8",), device="gpu"), print)
 
 
 def test_resumed_and_uninterrupted_runs_end_with_the_same_bits(data, tmp_path):

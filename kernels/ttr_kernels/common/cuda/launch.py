@@ -22,12 +22,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .. import arrays
 from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
+
+if TYPE_CHECKING:
+    from .gemm import Cublas, Gemm
 
 HEADERS = Path(__file__).resolve().parent
 # The C++ name of an element type.
@@ -55,6 +58,9 @@ class Executor(Protocol):
 
     def function(self, kernel: Kernel) -> Launchable:
         """The kernel, compiled."""
+
+    def multiply(self, gemm: Gemm) -> None:
+        """A matrix product."""
 
 
 class Kernel:
@@ -137,25 +143,42 @@ class CupyExecutor:
 
         return launch
 
+    def multiply(self, gemm: Gemm) -> None:
+        self._cublas.multiply(gemm)
+
     @functools.cached_property
-    def _seen(self) -> Path | None:
-        """A folder with an empty file for each module that has been compiled on this machine."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
-        folder = Path(os.environ.get("TTR_CACHE_DIR") or home).expanduser() / "cuda-seen"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return None
-        return folder
+    def _cublas(self) -> Cublas:
+        from .gemm import Cublas
+
+        return Cublas(self.array_module)
 
     def _announce(self, kernel: Kernel) -> None:
         cupy = self.array_module
         text = repr((kernel.code(), kernel.options, cupy.__version__, cupy.cuda.Device().compute_capability))
-        mark = self._seen and self._seen / hashlib.sha256(text.encode()).hexdigest()[:32]
+        folder = _seen()
+        mark = folder and folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         if mark is None or not mark.exists():
             _say_once("compiling kernels for this GPU, once, up to half a minute (kept in CuPy's cache) ...")
             if mark is not None and os.access(mark.parent, os.W_OK):
                 mark.touch()
+
+
+def modules_compiled() -> list[Path]:
+    """A mark for each module that has been compiled on this machine."""
+    folder = _seen()
+    return sorted(folder.iterdir()) if folder is not None else []
+
+
+@functools.cache
+def _seen() -> Path | None:
+    """A folder with an empty file for each module that has been compiled on this machine."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
+    folder = Path(os.environ.get("TTR_CACHE_DIR") or home).expanduser() / "cuda-seen"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder
 
 
 @functools.cache

@@ -1,0 +1,58 @@
+"""The stand-in for CuPy is as strict as CuPy, and has no function that CuPy lacks."""
+
+import cupy_stand_in
+import emulator
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def cupy():
+    if emulator.missing():
+        pytest.skip(str(emulator.missing()))
+    with cupy_stand_in.installed(emulator.EmulatorExecutor("plain")) as module:
+        yield module
+
+
+def test_cupy_has_every_function_of_the_stand_in():
+    real = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'ttr-gpu[gpu]'")
+    assert [name for name in cupy_stand_in.FUNCTIONS if not hasattr(real, name)] == []
+    assert [name for name in cupy_stand_in.METHODS if not hasattr(real.ndarray, name)] == []
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda device, host: np.exp(device),
+        lambda device, host: np.asarray(device),
+        lambda device, host: np.concatenate([device, device]),
+        lambda device, host: device + host,
+        lambda device, host: host + device,
+        lambda device, host: device[host.astype(int)],
+    ],
+)
+def test_host_and_device_do_not_mix(cupy, mix):
+    host = np.ones(3, np.float32)
+    with pytest.raises(TypeError):
+        mix(cupy.asarray(host), host)
+
+
+def test_numpy_function_refuses(cupy):
+    with pytest.raises(TypeError):
+        cupy.exp(np.ones(3))
+
+
+def test_views_share_memory(cupy):
+    x = cupy.zeros((2, 3), np.float32)
+    x[1] += 2
+    x.reshape(-1)[0] = 5
+    assert x.get().tolist() == [[5, 0, 0], [2, 2, 2]]
+
+
+def test_waits_are_counted(cupy):
+    x = cupy.arange(4)
+    before = cupy_stand_in.waits
+    y = np.float32(2) * x + 1
+    assert cupy_stand_in.waits == before
+    assert float(y.sum()) == 16
+    assert cupy_stand_in.waits == before + 1
