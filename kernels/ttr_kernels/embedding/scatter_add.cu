@@ -8,6 +8,7 @@
 
 typedef TTR_T T;
 constexpr int VECTOR = TTR_VECTOR, CHUNK = 32, AHEAD = 4, BLOCK = 128, WARPS = 8;
+static_assert(CHUNK % AHEAD == 0, "a chunk is worked on AHEAD places at a time");
 
 // One chunk. keys (size): the sorted indices, all from `vocabulary` on at the end; places (size): where they stood.
 // partials (chunks, 2, width): the sum of the run that goes on from the chunk before, and of the run that begins here and
@@ -19,12 +20,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_chunks(
   const int thread = threadIdx.x, sharing = int(lanes);
   const long long chunk = blockIdx.x * (long long)(BLOCK / sharing) + thread / sharing;
   const long long column = (blockIdx.y * lanes + thread % sharing) * VECTOR;
-  const long long begin = chunk * CHUNK, end = min(begin + CHUNK, size);
+  const long long begin = chunk * CHUNK, end = begin + CHUNK;
   if (begin >= size || column >= width) return;
   bool goes_on = begin > 0 && keys[begin - 1] == keys[begin];  // whether the present run began before the chunk
   float sum[VECTOR] = {};
   for (long long first = begin; first < end; first += AHEAD) {
-    unsigned key[AHEAD + 1];
+    unsigned key[AHEAD + 1];  // `vocabulary`, of which nothing is added, behind the last
     // Whether a row of the table is complete here; no later one is the same row, so it may be read ahead.
     bool complete[AHEAD];
     float values[AHEAD][VECTOR], old[AHEAD][VECTOR];
@@ -33,8 +34,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_chunks(
     bool began_before = goes_on;
 #pragma unroll
     for (int i = 0; i < AHEAD; ++i) {
-      const bool counts = first + i < end && key[i] < vocabulary;
-      const bool ends = key[i + 1] != key[i];
+      const bool counts = key[i] < vocabulary, ends = key[i + 1] != key[i];
       complete[i] = counts && ends && !began_before;
       if (ends) began_before = false;
 #pragma unroll
@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_chunks(
     }
 #pragma unroll
     for (int i = 0; i < AHEAD; ++i) {
-      if (first + i >= end || key[i] >= vocabulary) break;
+      if (key[i] >= vocabulary) break;
       const bool ends = key[i + 1] != key[i];
 #pragma unroll
       for (int j = 0; j < VECTOR; ++j) sum[j] += values[i][j];

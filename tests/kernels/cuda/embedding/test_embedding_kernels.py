@@ -54,6 +54,7 @@ def test_the_sort_is_stable(size, vocabulary, dtype, on_emulator):
         [5, 3, 100, 1, 1, 1, 30],
         [1] * 70,
         [300],
+        [20, 76],  # a run ends with the last chunk, which is whole
         [16, 600, 16],  # more parts than a block has warps
     ],
 )
