@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
+from ..common.compiled_philox import factor_bits
 from ..common.parallel import parallel_for
 from ..common.philox import keep_threshold, key_and_offset
 from ..common.scratch import thread_scratch
@@ -104,8 +105,8 @@ def _options(
         window=visibility.window,
         bias=NO_BIAS if bias is None else LINEAR if bias.kind == "linear" else LOG,
         dropping=dropout.rate > 0,
-        threshold=keep_threshold(dropout.rate),
-        keep_scale=np.float32(1 / (1 - dropout.rate)),
+        threshold=np.uint64(keep_threshold(dropout.rate)),
+        scale_bits=factor_bits(1 / (1 - dropout.rate)),
     )
 
 

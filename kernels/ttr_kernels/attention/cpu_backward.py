@@ -10,7 +10,7 @@ from ..common.compilation import jit
 from ..common.storage import load, store
 from ..common.tile_multiply import PAD, maximum, multiply
 from ..common.vector_math import exp_of_nonpositive, log1p_of_nonnegative
-from .cpu_tile import LINEAR, NO_BIAS, draw_words, fetch, mask_row, transpose, visible_keys, write_factors
+from .cpu_tile import LINEAR, NO_BIAS, draw_factors, fetch, mask_row, transpose, visible_keys
 
 BACKWARD_QUERIES = 64
 BACKWARD_KEYS = 64
@@ -45,7 +45,7 @@ def backward_units(
     """Gradients of units [begin, end): each a sequence, a key/value head and every `splits`-th block of its keys."""
     dim, group = options.dim, options.heads // options.kv_heads
     width = (dim + PAD - 1) // PAD * PAD
-    words = np.empty((4, BACKWARD_KEYS // 4), np.uint32)
+    halves = np.empty((2, BACKWARD_KEYS // 4), np.uint64)
     factors = np.ones(BACKWARD_KEYS, np.float32)
     tile_times = np.zeros(BACKWARD_KEYS, np.float64)
     tile_floats = BACKWARD_QUERIES * BACKWARD_KEYS
@@ -106,8 +106,10 @@ def backward_units(
                         if columns > 0:
                             mask_row(scratch, weight_row, columns, row_low, row_high)
                             if options.dropping:
-                                draw_words(words, query_row + query, head, options.heads, tile_key, columns, key)
-                                write_factors(factors, words, columns, options.threshold, options.keep_scale)
+                                draw_factors(
+                                    factors, halves, query_row + query, head, options.heads, tile_key, columns, key,
+                                    options.threshold, options.scale_bits,
+                                )  # fmt: skip
                             if options.bias == NO_BIAS:
                                 _gradient_row(
                                     scratch, weight_row, grad_row, columns,

@@ -13,12 +13,11 @@ from ..common.vector_math import exp_of_nonpositive, log
 from .cpu_tile import (
     NO_BIAS,
     add_time_bias,
-    draw_words,
+    draw_factors,
     fetch,
     mask_row,
     transpose,
     visible_keys,
-    write_factors,
 )
 
 # Queries and keys of a tile of logits: 32 KiB of float32.
@@ -44,7 +43,7 @@ def forward_units(
     """Attention of units [begin, end): each a sequence, a key/value head and a chunk of queries, with all its heads."""
     dim, group = options.dim, options.heads // options.kv_heads
     width = (dim + PAD - 1) // PAD * PAD
-    words = np.empty((4, KEYS // 4), np.uint32)
+    halves = np.empty((2, KEYS // 4), np.uint64)
     factors = np.empty(KEYS, np.float32)
     # Times of the tile's keys; beyond its last key they stay finite.
     tile_times = np.zeros(KEYS, np.float64)
@@ -118,8 +117,10 @@ def forward_units(
                                 scratch, at, columns, largest_at + row, total_at + row, result_at + row * width, width
                             )
                             if options.dropping:
-                                draw_words(words, query_row + query, head, options.heads, tile_key, columns, key)
-                                write_factors(factors, words, columns, options.threshold, options.keep_scale)
+                                draw_factors(
+                                    factors, halves, query_row + query, head, options.heads, tile_key, columns, key,
+                                    options.threshold, options.scale_bits,
+                                )  # fmt: skip
                                 for j in range(columns):
                                     scratch[np.uintp(at + j)] *= factors[j]
                         for j in range(columns, keys_padded):

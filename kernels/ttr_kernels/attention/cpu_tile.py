@@ -11,7 +11,7 @@ import numpy as np
 
 from ..common.arrays import Array
 from ..common.compilation import jit
-from ..common.compiled_philox import philox
+from ..common.compiled_philox import kept_pairs
 from ..common.storage import load
 from ..common.vector_math import log1p_of_nonnegative
 
@@ -38,8 +38,8 @@ class Options(NamedTuple):
     window: int
     bias: int
     dropping: bool
-    threshold: np.uint32
-    keep_scale: np.float32
+    threshold: np.uint64
+    scale_bits: np.uint64
 
 
 @jit
@@ -97,26 +97,25 @@ def mask_row(tile: Any, at: int, width: int, low: int, high: int) -> None:
 
 
 @jit
-def draw_words(words: Any, query_row: int, head: int, heads: int, first_key: int, width: int, key: Any) -> None:
-    """Random words of the keys first_key .. first_key + width of a query row, both multiples of 16; words (4, ...).
+def draw_factors(
+    factors: Any, halves: Any, query_row: int, head: int, heads: int, first_key: int, width: int, key: Any,
+    threshold: Any, scale_bits: Any,
+) -> None:  # fmt: skip
+    """factors[j] = keep_j / (1 − rate) of the keys first_key + j, j < width; both multiples of 16.
 
-    words[w, c] is word w of call c; which key takes which word, see reference._keep and `keep_of`.
+    Call c of Philox decides on the keys 2c', 2c' + 1, 2c' + 8 and 2c' + 9 of a block of 16, c' = c mod 4, see
+    reference._keep. factors is read as uint64, two keys each; halves (2, width / 4) uint64 is for the words.
     """
-    counter = np.uint32(query_row * heads + head)
-    call = first_key // 4
-    for c in range(width // 4):
-        w0, w1, w2, w3 = philox(np.uint32(call + c), counter, key[2], key[3], key[0], key[1])
-        words[0, c] = w0
-        words[1, c] = w1
-        words[2, c] = w2
-        words[3, c] = w3
-
-
-@jit
-def write_factors(factors: Any, words: Any, width: int, threshold: Any, keep_scale: Any) -> None:
-    """factors[j] = keep_j / (1 − rate) in the order of the keys, from the words of `draw_words`."""
-    for block in range(width // 16):
-        for w in range(4):
-            for c in range(4):
-                kept = words[w, np.uintp(4 * block + c)] >= threshold
-                factors[np.uintp(16 * block + 8 * (w >> 1) + 2 * c + (w & 1))] = keep_scale if kept else _ZERO
+    counter = np.uint64(np.uint32(query_row * heads + head))
+    call = np.uint64(first_key // 4)
+    k0, k1, low, high = key[0], key[1], key[2], key[3]
+    calls = np.uintp(width // 4)
+    for c in range(calls):
+        first, second = kept_pairs(call + np.uint64(c), counter, low, high, k0, k1, threshold, scale_bits)
+        halves[np.uintp(0), c] = first
+        halves[np.uintp(1), c] = second
+    pairs = factors.view(np.uint64)
+    for block in range(np.uintp(width // 16)):
+        for c in range(np.uintp(4)):
+            pairs[np.uintp(8) * block + c] = halves[np.uintp(0), np.uintp(4) * block + c]
+            pairs[np.uintp(8) * block + np.uintp(4) + c] = halves[np.uintp(1), np.uintp(4) * block + c]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.arrays import Array, kernel_view
 from ..common.compilation import jit
-from ..common.compiled_philox import philox
+from ..common.compiled_philox import factor_bits, kept_pairs
 from ..common.parallel import parallel_for
 from ..common.philox import keep_threshold, key_and_offset
 from ..common.storage import load, store
@@ -20,7 +20,7 @@ from ..common.storage import load, store
 # Philox calls per block; four elements each.
 _CALLS = 64
 _ZERO = np.float32(0.0)
-_LOW = np.uint64(0xFFFFFFFF)
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int, out: Array) -> None:
@@ -36,8 +36,8 @@ def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int,
     else:
         parallel_for(
             _drop, -(-flat.size // (4 * _CALLS)),
-            flat, other, residual is not None, result, key_and_offset(seed, offset), keep_threshold(rate),
-            np.float32(1.0 / (1.0 - rate)), grain=64,
+            flat, other, residual is not None, result, key_and_offset(seed, offset),
+            np.uint64(keep_threshold(rate)), factor_bits(1.0 / (1.0 - rate)), grain=64,
         )  # fmt: skip
     if not out.flags.c_contiguous:
         out[...] = result.view(out.dtype).reshape(out.shape)
@@ -60,23 +60,20 @@ def _add(x: Any, residual: Any, has_residual: bool, y: Any, begin: int, end: int
 
 @jit
 def _drop(
-    x: Any, residual: Any, has_residual: bool, y: Any, key: Any, threshold: Any, scale: Any, begin: int, end: int
+    x: Any, residual: Any, has_residual: bool, y: Any, key: Any, threshold: Any, scale_bits: Any, begin: int, end: int
 ) -> None:
-    words = np.empty((4, _CALLS), np.uint32)
+    k0, k1, low, high = key[0], key[1], key[2], key[3]
     factors, values = np.empty(4 * _CALLS, np.float32), np.empty(4 * _CALLS, np.float32)
+    pairs = factors.view(np.uint64)
     for block in range(begin, end):
-        for c in range(_CALLS):
-            position = np.uint64(block * _CALLS + c)
-            w0, w1, w2, w3 = philox(
-                np.uint32(position & _LOW), np.uint32(position >> np.uint64(32)), key[2], key[3], key[0], key[1]
-            )
-            words[0, c] = w0
-            words[1, c] = w1
-            words[2, c] = w2
-            words[3, c] = w3
-        for c in range(_CALLS):
-            for w in range(4):
-                factors[np.uintp(4 * c + w)] = scale if words[w, np.uintp(c)] >= threshold else _ZERO
+        call = np.uint64(block * _CALLS)
+        for c in range(np.uintp(_CALLS)):
+            position = call + np.uint64(c)
+            earlier, later = kept_pairs(
+                position & _LOW, position >> _SHIFT, low, high, k0, k1, threshold, scale_bits
+            )  # fmt: skip
+            pairs[np.uintp(2) * c] = earlier
+            pairs[np.uintp(2) * c + np.uintp(1)] = later
         first = block * 4 * _CALLS
         count = min(4 * _CALLS, x.shape[0] - first)
         for e in range(count):
