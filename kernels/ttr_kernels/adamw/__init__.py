@@ -88,6 +88,7 @@ def adamw_schedule(learning_rate: float, step: int, *, beta1: float = 0.9, beta2
     return np.array([learning_rate, 1.0 - beta1**step, 1.0 - beta2**step], np.float32)
 
 
+@takes_cuda_arrays
 def global_norm(arrays: Sequence[Array]) -> Any:
     """sqrt(Σ x²) over all arrays, summed in float64 in a fixed order (the same bits on any number of threads).
 

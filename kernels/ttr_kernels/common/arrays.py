@@ -18,6 +18,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from . import profiling
+
 Array: TypeAlias = npt.NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
 
@@ -186,7 +188,7 @@ def takes_cuda_arrays(function: Callable[_P, _R]) -> Callable[_P, _R]:
     JAX, ...): it arrives as a CuPy array of the same memory. Results that are not given are CuPy arrays."""
 
     @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def converting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         for value in args:
             if type(value) not in _as_they_are:
                 break
@@ -198,6 +200,13 @@ def takes_cuda_arrays(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 return function(*args, **kwargs)
         converted = {name: view_of_cuda_array(value) for name, value in kwargs.items()}
         return function(*map(view_of_cuda_array, args), **converted)
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if profiling.active is None:
+            return converting(*args, **kwargs)
+        result: _R = profiling.active.run(converting, args, kwargs)
+        return result
 
     return call
 

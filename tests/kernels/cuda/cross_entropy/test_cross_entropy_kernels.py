@@ -73,6 +73,9 @@ def test_losses_and_gradient_in_place_wherever_rows_begin(width, gap, offset, dt
     dtype, rng = checks.DTYPES[dtype], np.random.default_rng(2)
     logits = logits_at(rng, 6, width, dtype, gap, offset)
     logits[:, [width // 3, width // 2]] = 9.0  # a tie
+    if width > 8192:
+        logits[3, [20, 20 + 8192]] = 9.0  # a tie between two tiles of one thread
+        logits[3, [width // 3, width // 2]] = 0.0
     logits[4, 0] = 10.0
     logits[5, -1] = 10.0
     targets = some_targets(rng, 6, width)
