@@ -42,7 +42,9 @@ class ModelConfig(BaseModel):
     tied_head: bool = Field(default=False, description="the token head shares the embedding's matrix")
     norm_eps: float = Field(default=1e-6, gt=0.0)
     dropout: DropoutConfig = DropoutConfig()
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of weights, activations and matrix products; masters stay in float32"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:

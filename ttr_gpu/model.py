@@ -84,9 +84,14 @@ class TransformerModel:
         """Set all gradients to zero."""
         self.flat.gradients.fill(0)
 
+    def values_changed(self) -> None:
+        """To be called after parameters were written to: layers then compute with their 16-bit copies made anew."""
+        for p in self.parameters:
+            p.changed()
+
     def loss_forward(
         self, batch: PackedTokens, dropout: DropoutKey | None = None, *, label_smoothing: float = 0.0,
-        z_loss: float = 0.0, gradients: bool = True,
+        z_loss: float = 0.0, gradients: bool = True, gradient_scale: float = 1.0,
     ) -> tuple[Any, LossSaved]:  # fmt: skip
         """Mean loss in nats over the targets that are not −1.
 
@@ -95,6 +100,7 @@ class TransformerModel:
             dropout: draws the masks of this step; None: no dropout.
             label_smoothing, z_loss: see `ttr_kernels.cross_entropy`.
             gradients: False skips what only a backward needs.
+            gradient_scale: about the dloss of the backward to come, of which the head computes its gradient already.
         """
         batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
@@ -106,8 +112,9 @@ class TransformerModel:
             if gradients:
                 blocks.append(saved)
         loss, head = self.head.loss_forward(
-            x, batch.targets, label_smoothing=label_smoothing, z_loss=z_loss, gradients=gradients
-        )
+            x, batch.targets, label_smoothing=label_smoothing, z_loss=z_loss, gradients=gradients,
+            gradient_scale=gradient_scale,
+        )  # fmt: skip
         return loss, LossSaved(embedding, blocks, head, head.loss.count)
 
     def loss_backward(self, dloss: float, saved: LossSaved) -> None:

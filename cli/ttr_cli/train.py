@@ -13,6 +13,10 @@ from .threads import threads_option, use_threads
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--preset", default="tiny", show_default=True, help="Size of the model: nano, tiny, small or gpt2.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of weights, activations and matrix products; short for --set model.precision=...; default: float32.",
+)  # fmt: skip
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML file with [model] and [train].")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Such as train.lr=0.001; may be repeated."
@@ -24,8 +28,8 @@ from .threads import threads_option, use_threads
 @threads_option
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
-    data: Path, preset: str, config: Path | None, assignments: tuple[str, ...], name: str | None, out: Path,
-    resume: str | None, device: str, threads: int | None, log_every: int,
+    data: Path, preset: str, precision: str | None, config: Path | None, assignments: tuple[str, ...],
+    name: str | None, out: Path, resume: str | None, device: str, threads: int | None, log_every: int,
 ) -> None:  # fmt: skip
     """Train a model on DATA, a data set made by `ttr-gpu preprocess`.
 
@@ -37,7 +41,9 @@ def train(
     from ttr_gpu.train.trainer import TrainingDiverged
 
     if resume is not None:
-        _refuse_with_resume("preset", "name")
+        _refuse_with_resume("preset", "precision", "name")
+    if precision is not None:
+        assignments = (*assignments, f"model.precision={precision}")
     use_threads(threads)
     options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every)
     try:

@@ -52,13 +52,14 @@ class TokenHead:
         return linear(normed, self.weight.cast(self.precision.compute))
 
     def loss_forward(
-        self, x: Array, targets: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0, gradients: bool = True
-    ) -> tuple[Any, TokenHeadSaved]:
+        self, x: Array, targets: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0, gradients: bool = True,
+        gradient_scale: float = 1.0,
+    ) -> tuple[Any, TokenHeadSaved]:  # fmt: skip
         """x (total, C), targets (total,) with −1 for none -> mean cross-entropy in nats."""
         normed, norm = rms_norm_forward(x, self.norm.value, eps=self.norm_eps)
         loss, saved = linear_cross_entropy_forward(
             normed, self.weight.cast(self.precision.compute), targets, label_smoothing=label_smoothing, z_loss=z_loss,
-            gradients=gradients,
+            gradients=gradients, gradient_scale=gradient_scale,
         )  # fmt: skip
         return loss, TokenHeadSaved(norm, saved)
 

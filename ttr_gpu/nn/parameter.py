@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array, DType
+from ttr_kernels.common.arrays import Array, DType, array_module
+from ttr_kernels.common.conversion import copy_converted
 
 
 @dataclass(eq=False)
@@ -27,13 +28,33 @@ class Parameter:
     value: Array
     decay: bool = True
     gradient: Array = field(init=False)
+    _cast: Array | None = field(init=False, default=None, repr=False)
+    _cast_is_current: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
         self.gradient = np.zeros_like(self.value)
 
     def cast(self, dtype: DType) -> Array:
-        """The value in the dtype of the computation: itself if that is the same."""
-        return self.value if self.value.dtype == dtype else self.value.astype(dtype)
+        """The value in the dtype of the computation: itself if that is the same, else a copy.
+
+        The copy is made once and kept: whoever writes to `value` says so with `changed`.
+        """
+        if self.value.dtype == dtype:
+            return self.value
+        if self._cast is None or self._cast.dtype != dtype:
+            self._cast = array_module(self.value).empty(self.value.shape, dtype)
+            self._cast_is_current = False
+        if not self._cast_is_current:
+            if isinstance(self.value, np.ndarray) and self.value.dtype == np.float32:
+                copy_converted(self.value, self._cast)
+            else:
+                self._cast[...] = self.value
+            self._cast_is_current = True
+        return self._cast
+
+    def changed(self) -> None:
+        """To be called after `value` was written to: the next `cast` copies it anew."""
+        self._cast_is_current = False
 
 
 @dataclass(frozen=True)

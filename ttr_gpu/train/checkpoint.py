@@ -47,6 +47,7 @@ class Checkpoint:
     def restore(self, model: TransformerModel, optimizer: Optimizer | None = None) -> None:
         """Copy weights (and moments) into a model of the same configuration."""
         _read_into(self.path / "model.safetensors", {p.name: p.value for p in model.parameters})
+        model.values_changed()
         if optimizer is not None:
             _read_into(self.path / "optimizer.safetensors", optimizer.state())
 

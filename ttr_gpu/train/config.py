@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..config import PRESETS, ModelConfig
 from ..errors import UserError
@@ -33,6 +33,8 @@ class TrainConfig(BaseModel):
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     z_loss: float = Field(default=0.0, ge=0)
+    loss_scale: float = Field(default=65536.0, ge=1, description="first factor of the loss in float16; it adapts")
+    loss_scale_growth: int = Field(default=2000, ge=1, description="steps without overflow before it doubles")
     seed: int = Field(default=0, ge=0, description="of weights, order of data, and dropout")
     evaluate_every: int | None = Field(
         default=None, ge=1, description="steps; default: once per epoch, at least 10 times"
@@ -50,15 +52,6 @@ class RunConfig(BaseModel):
 
     model: ModelConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
-
-    @model_validator(mode="after")
-    def _float32(self) -> RunConfig:
-        if self.model.precision != "float32":
-            raise ValueError(
-                f"model.precision: got {self.model.precision!r}, expected 'float32': this release trains in float32 "
-                "(layers and kernels run forward and backward in all three)"
-            )
-        return self
 
     @property
     def lr(self) -> float:

@@ -12,16 +12,23 @@ from typing import IO
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Figures of one optimizer step; rates are those of this step alone."""
+    """Figures of one optimizer step; rates are those of this step alone.
+
+    Attributes:
+        gradient_norm: before clipping; None for a step that was skipped, since its gradients overflowed in float16.
+        loss_scale: of this step, None unless the run is in float16; skipped: steps skipped so far.
+    """
 
     step: int
     loss: float
     lr: float
-    gradient_norm: float
+    gradient_norm: float | None
     tokens: int
     seconds: float
     flops: float
     memory: int
+    loss_scale: float | None = None
+    skipped: int = 0
 
 
 class RunLog:
@@ -74,10 +81,12 @@ class RunLog:
         if metrics.step % self.every and metrics.step not in (1, self.total):
             return
         width = len(str(self.total))
+        norm = "  skip" if metrics.gradient_norm is None else f"{metrics.gradient_norm:6.3f}"
+        scale = "" if metrics.loss_scale is None else f"scale {metrics.loss_scale:g} ({metrics.skipped} skipped)  "
         self.line(
             f"step {metrics.step:>{width}}/{self.total}  loss {metrics.loss:7.4f}  lr {metrics.lr:.2e}  "
-            f"norm {metrics.gradient_norm:6.3f}  {metrics.tokens / seconds:>9,.0f} tok/s  "
-            f"{100 * metrics.flops / seconds / self.peak:3.0f} % peak  {metrics.memory / 2**30:.2f} GiB  "
+            f"norm {norm}  {metrics.tokens / seconds:>9,.0f} tok/s  "
+            f"{100 * metrics.flops / seconds / self.peak:3.0f} % peak  {metrics.memory / 2**30:.2f} GiB  {scale}"
             f"ETA {duration((self.total - metrics.step) * self._pace)}"
         )
 

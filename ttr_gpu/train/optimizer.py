@@ -37,6 +37,7 @@ class Optimizer:
                 step=step, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=decay,
                 gradient_scale=scale,
             )  # fmt: skip
+        self.model.values_changed()
 
     def state(self) -> dict[str, Array]:
         """The moments by parameter: "<parameter>/first" and "<parameter>/second", views."""

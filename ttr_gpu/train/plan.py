@@ -67,10 +67,19 @@ def make_plan(
         f"peak lr {config.lr:.2e} after {warmup} steps, dropout {shape.dropout.attention:g}/"
         f"{shape.dropout.feed_forward:g}/{shape.dropout.residual:g}",
         f"memory     about {need / 2**20:,.0f} MiB ({', '.join(gib.values())})",
-        f"device     {backend.device}; {backend.threads} threads, matrix product measured at {peak / 1e9:,.0f} GFLOP/s",
+        f"device     {backend.device}; {backend.threads} threads, {_products(model)} measured at "
+        f"{peak / 1e9:,.0f} GFLOP/s",
         f"time       about {duration(seconds * total)} ({seconds:.3f} s per step, without evaluations)",
     ]
     return Plan(total, per_epoch, warmup, every, train.checkpoint_every or every, peak, lines)
+
+
+def _products(model: TransformerModel) -> str:
+    """What multiplies matrices: on a CPU, 16-bit floats are how weights and activations are stored."""
+    name = model.precision.name
+    if name == "float32":
+        return "matrix product"
+    return f"{name} matrix product" if model.backend.name == "gpu" else f"{name} storage, float32 matrix product"
 
 
 def measure_gemm_peak(backend: Backend = CPU, dtype: Any = np.float32, repeats: int = 8) -> float:

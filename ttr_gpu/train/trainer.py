@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
 from .checkpoint import Checkpoint, prune, save_checkpoint
 from .config import RunConfig
+from .loss_scale import LossScale
 from .metrics import RunLog, StepMetrics
 from .optimizer import Optimizer
 from .plan import Plan, make_plan
@@ -43,7 +44,21 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     stale: int = 0  # evaluations since the best one
+    loss_scale: LossScale = field(default_factory=LossScale)
     saved_step: int | None = field(default=None, compare=False)
+
+    def state(self) -> dict[str, Any]:
+        """As a checkpoint records it."""
+        state = asdict(self)
+        del state["saved_step"]
+        return state
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> Progress:
+        """From a checkpoint; what one of an earlier release lacks keeps its default."""
+        known = {name: state[name] for name in Progress.__dataclass_fields__ if name in state}
+        known["loss_scale"] = LossScale(**state.get("loss_scale", {}))
+        return Progress(**known, saved_step=state["step"])
 
 
 @dataclass(frozen=True)
@@ -81,12 +96,12 @@ class Trainer:
         self.model = TransformerModel(config.model, seed=train.seed, backend=backend)
         self.optimizer = Optimizer(self.model, train)
         self.progress = Progress()
+        if config.model.precision == "float16":
+            self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)
         self._received: list[int] = []
         if resume is not None:
             resume.restore(self.model, self.optimizer)
-            self.progress = Progress(**{k: resume.state[k] for k in ("step", "tokens", "seconds", "best_loss")})
-            self.progress.best_step, self.progress.stale = resume.state["best_step"], resume.state["stale"]
-            self.progress.saved_step = self.progress.step
+            self.progress = Progress.of(resume.state)
         self.batches = TrainingBatches(
             self.split, fingerprint=dataset.fingerprint, tokens_per_batch=train.tokens_per_batch,
             max_length=train.max_length, seed=train.seed, start_step=self.progress.step * train.accumulate,
@@ -110,7 +125,7 @@ class Trainer:
             with self.batches, _signals() as received:
                 self._received = received
                 while progress.step < plan.total_steps:
-                    self._step(list(islice(self.batches, self.config.train.accumulate)))
+                    self._step()
                     last = progress.step == plan.total_steps
                     if last or progress.step % plan.evaluate_every == 0:
                         improved = self._validate()
@@ -130,42 +145,50 @@ class Trainer:
             self.log.close()
         return Outcome(reason, progress, received[0] if received else None)
 
-    def _step(self, batches: list[Batch]) -> None:
+    def _step(self) -> None:
         begin = time.perf_counter()
-        train, progress, model = self.config.train, self.progress, self.model
-        step = progress.step + 1
+        batches = list(islice(self.batches, self.config.train.accumulate))
+        train, progress, model, scaling = self.config.train, self.progress, self.model, self.progress.loss_scale
+        step, scale = progress.step + 1, scaling.value
+        counts = [int((batch.targets >= 0).sum()) for batch in batches]
+        count = max(sum(counts), 1)
         model.zero_gradients()
-        losses: list[tuple[Any, int, Batch, DropoutKey]] = []
-        count, flops, tokens = 0, 0.0, 0
-        for index, batch in enumerate(batches):
+        losses: list[tuple[Any, Batch, DropoutKey]] = []
+        for index, (batch, targets) in enumerate(zip(batches, counts, strict=True)):
             key = DropoutKey(train.seed, (step - 1) * train.accumulate + index + 1)
-            targets = int((batch.targets >= 0).sum())
-            loss, saved = model.loss_forward(batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss)
+            loss, saved = model.loss_forward(
+                batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, gradient_scale=scale
+            )
             # Batches weigh by their targets, so that several equal one large batch.
-            model.loss_backward(float(targets) if len(batches) > 1 else 1.0, saved)
-            losses.append((loss, targets, batch, key))
-            count += targets
-            flops += model.flops(batch)
-            tokens += len(batch.tokens)
-        scale = 1.0 / max(count, 1) if len(batches) > 1 else 1.0
+            model.loss_backward(scale * targets / count, saved)
+            losses.append((loss, batch, key))
         norm = self.optimizer.gradient_norm()
         # Looked at only now: on a GPU the first look waits for all the work before it.
-        for loss, _, batch, key in losses:
+        for loss, batch, key in losses:
             if not math.isfinite(float(loss)):
                 self._diverged(step, f"the loss is {float(loss)}", batch, key)
-        total = sum(float(loss) * targets for loss, targets, _, _ in losses)
-        if not math.isfinite(norm):
-            self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
         rate = learning_rate(
             step, peak=self.config.lr, warmup=self.plan.warmup, total=self.plan.total_steps,
             min_ratio=train.min_lr_ratio,
         )  # fmt: skip
-        self.optimizer.update(step, rate, norm, scale)
+        if math.isfinite(norm):
+            scaling.succeeded()
+            # Of the updates, not of the steps, depends how far the moments are from their start at zero.
+            self.optimizer.update(step - scaling.skipped, rate, norm, 1.0 / scale)
+        elif not scaling.overflowed():
+            self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
         seconds = time.perf_counter() - begin
+        tokens = sum(len(batch.tokens) for batch in batches)
         progress.step, progress.tokens = step, progress.tokens + tokens
         progress.seconds += seconds
-        memory = model.backend.used_bytes()
-        self.log.step(StepMetrics(step, total / max(count, 1), rate, norm * scale, tokens, seconds, flops, memory))
+        self.log.step(
+            StepMetrics(
+                step=step, loss=sum(float(loss) * n for (loss, _, _), n in zip(losses, counts, strict=True)) / count,
+                lr=rate, gradient_norm=norm / scale if math.isfinite(norm) else None, tokens=tokens, seconds=seconds,
+                flops=sum(model.flops(batch) for batch in batches), memory=model.backend.used_bytes(),
+                loss_scale=scale if scaling.dynamic else None, skipped=scaling.skipped,
+            )
+        )  # fmt: skip
 
     def evaluate(self, split_name: str, limit_tokens: int | None = None) -> Evaluation:
         """Evaluate the model as it is on a split."""
@@ -210,11 +233,8 @@ class Trainer:
         progress = self.progress
         if progress.saved_step == progress.step:
             return
-        state = {
-            name: getattr(progress, name) for name in ("step", "tokens", "seconds", "best_loss", "best_step", "stale")
-        }
         folder = self.folder / "checkpoints"
-        save_checkpoint(folder, self.config, self.described, state, self.optimizer)
+        save_checkpoint(folder, self.config, self.described, progress.state(), self.optimizer)
         progress.saved_step = progress.step
         prune(folder, self.config.train.keep_last, progress.best_step)
 

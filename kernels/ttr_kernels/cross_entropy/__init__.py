@@ -50,7 +50,7 @@ class CrossEntropySaved:
 
 @dataclass(frozen=True)
 class LinearCrossEntropySaved:
-    """What the forward keeps for the backward: the gradients themselves, for an upstream gradient of 1."""
+    """What the forward keeps for the backward: the gradients themselves, for an upstream gradient of gradient_scale."""
 
     losses: Array  # (rows,) float32, 0 where the target is ignored
     best: Array  # (rows,) int32: the most probable class
@@ -58,6 +58,7 @@ class LinearCrossEntropySaved:
     dx: Array | None  # (rows, C) like x; None without gradients
     dweight: Array | None  # (V, C) float32
     dbias: Array | None  # (V,) float32
+    gradient_scale: float = 1.0
 
 
 @takes_cuda_arrays
@@ -114,6 +115,7 @@ def linear_cross_entropy_forward(
     z_loss: float = 0.0,
     rows_per_chunk: int | None = None,
     gradients: bool = True,
+    gradient_scale: float = 1.0,
 ) -> tuple[Any, LinearCrossEntropySaved]:
     """Mean cross-entropy of the logits x Wᵀ + b, chunk by chunk of rows.
 
@@ -127,6 +129,8 @@ def linear_cross_entropy_forward(
         targets, ignore_index, label_smoothing, z_loss: as for `cross_entropy_forward`.
         rows_per_chunk: default: as many as make logits of 2^20 elements, on a GPU 2^26.
         gradients: False computes losses alone (evaluation).
+        gradient_scale: kept gradients are multiplied by this before they are rounded to the dtype of x. A mean over
+            thousands of rows has gradients that float16 cannot hold; with the dloss of the backward here, it can.
     """
     check(x=(x, "rows C"), weight=(weight, "V C"), bias=(bias, "V"), targets=(targets, "rows", INTEGERS))
     check_parameter("weight", weight, x.dtype)
@@ -143,7 +147,7 @@ def linear_cross_entropy_forward(
         raise ValueError(f"rows_per_chunk: got {rows}, expected at least 1")
     from .chunked import run
 
-    return run(x, weight, bias, targets, smoothing, count, rows, gradients)
+    return run(x, weight, bias, targets, smoothing, count, rows, gradients, float(gradient_scale))
 
 
 @takes_cuda_arrays
@@ -161,6 +165,8 @@ def linear_cross_entropy_backward(
     """
     if saved.dx is None or saved.dweight is None:
         raise ValueError("saved: the forward ran with gradients=False")
+    if saved.gradient_scale != 1.0:
+        dloss = dloss / saved.gradient_scale
     dx = saved.dx if dx is None else check_out("dx", dx, saved.dx.shape, saved.dx.dtype, saved.dx)
     dweight = check_parameter_gradient("dweight", dweight, saved.dweight.shape, dx.dtype, dx)
     if saved.dbias is not None:

@@ -78,6 +78,7 @@ LINEAR_OPERATION = Operation(
         Case("one row", _linear_inputs(1, 3, 2)),
         Case("no rows", _linear_inputs(0, 3, 2)),
         Case("several chunks", _linear_inputs(50, 24, 40, rows_per_chunk=16)),
+        Case("gradients kept scaled", _linear_inputs(50, 24, 40, rows_per_chunk=16, gradient_scale=1024.0)),
         Case("all ignored", _linear_inputs(9, 8, 5, ignored=1.1)),
         Case(
             "everything",

@@ -8,16 +8,16 @@ import numpy as np
 
 from ..common.arrays import FLOAT32, FLOAT64, Array, array_module, implementation, on_gpu
 from ..matmul import linear, matmul
-from . import LinearCrossEntropySaved, Smoothing
+from . import CrossEntropySaved, LinearCrossEntropySaved, Smoothing
 
 _CLASSES = 64  # a GPU works on a multiple of this
 
 
 def run(
     x: Array, weight: Array, bias: Array | None, targets: Array, options: Smoothing, count: Any, chunk: int,
-    gradients: bool,
+    gradients: bool, gradient_scale: float,
 ) -> tuple[Any, LinearCrossEntropySaved]:  # fmt: skip
-    """The loss, and (with `gradients`) dx, dweight and dbias for an upstream gradient of 1."""
+    """The loss, and (with `gradients`) dx, dweight and dbias for an upstream gradient of `gradient_scale`."""
     xp, module = array_module(x), implementation(x, __package__)
     rows, statistics = len(x), FLOAT64 if x.dtype == FLOAT64 else FLOAT32
     losses, best = xp.empty(rows, statistics), xp.empty(rows, np.int32)
@@ -35,9 +35,13 @@ def run(
         part = slice(begin, min(begin + chunk, rows))
         block = linear(x[part], weight, bias, out=logits[: part.stop - begin])
         # The logits become their own gradient.
-        module.losses_and_gradient(
-            block[:, :classes], targets[part], options, count, losses[part], best[part], gradients
-        )
+        logit, target = block[:, :classes], targets[part]
+        at_once = gradients and gradient_scale == 1.0
+        module.losses_and_gradient(logit, target, options, count, losses[part], best[part], at_once)
+        if gradients and not at_once:
+            _, row_losses, normalizer = module.forward(logit, target, options, count)
+            saved = CrossEntropySaved(logit, target, row_losses, normalizer, count, options)
+            module.backward(gradient_scale, saved, logit)
         if dx is None or dweight is None:
             continue
         matmul(block, wide, out=dx[part])
@@ -48,7 +52,8 @@ def run(
         dweight = dweight[:classes]
     if dbias is not None:
         dbias = dbias[:classes]
-    return module.mean_loss(losses, count), LinearCrossEntropySaved(losses, best, count, dx, dweight, dbias)
+    kept = LinearCrossEntropySaved(losses, best, count, dx, dweight, dbias, gradient_scale)
+    return module.mean_loss(losses, count), kept
 
 
 def _padded(parameter: Array) -> Array:

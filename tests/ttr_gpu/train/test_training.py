@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from small_runs import SMALL, run, weights
 
 from ttr_gpu.data.dataset import open_dataset
 from ttr_gpu.data.options import PreprocessOptions
@@ -25,40 +26,6 @@ from ttr_gpu.train.metrics import duration, read_metrics
 from ttr_gpu.train.run import RunOptions, train
 from ttr_gpu.train.schedule import learning_rate
 from ttr_gpu.train.trainer import TrainingDiverged
-
-SMALL = (
-    "model.embed_dim=16", "model.hidden_dim=32", "model.num_heads=2", "model.num_layers=1", "train.max_length=16",
-    "train.tokens_per_batch=64", "train.steps=20",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Events whose next type is the one before plus one, now and then something else."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    rows = ["sequence,time,type"]
-    for s in range(60):
-        time, kind = 0.0, int(rng.integers(5))
-        for _ in range(20):
-            time += float(rng.exponential(2.0))
-            rows.append(f"{s},{time!r},{kind}")
-            kind = (kind + 1) % 5 if rng.random() < 0.9 else int(rng.integers(5))
-    (folder / "in.csv").write_text("\n".join(rows))
-    preprocess(PreprocessOptions([str(folder / "in.csv")], folder / "data.zarr"), lambda line: None)
-    return folder / "data.zarr"
-
-
-def run(data, out, *assignments, **options):
-    said: list[str] = []
-    options = {"preset": "nano", "name": "run", **options}
-    outcome = train(RunOptions(data, out=out, assignments=(*SMALL, *assignments), **options), said.append)
-    return outcome, said
-
-
-def weights(path: Path):
-    model = open_checkpoint(find_checkpoint(path)).load_model()
-    return model.flat.values
 
 
 def tensorboard_scalars(folder: Path, tag: str) -> dict[int, float]:
@@ -271,7 +238,7 @@ def resolve(*assignments, preset="nano", file=None):
         ("train.lr=-1", "train.lr: got -1"),
         ("train.lr", "expected key=value"),
         ("model.num_heads=7", "expected a multiple of num_heads (7)"),
-        ("model.precision=bfloat16", "this release trains in float32"),
+        ("model.precision=float8", "model.precision: got 'float8'"),
         ("model.dropout.attention=1.5", "model.dropout.attention: got 1.5"),
     ],
 )
