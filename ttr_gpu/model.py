@@ -15,10 +15,13 @@ from .nn.dropout import DropoutKey
 from .nn.embedding import TimedEmbedding, TimedEmbeddingSaved
 from .nn.heads import TokenHead, TokenHeadSaved
 from .nn.parameter import Parameter, flatten
+from .nn.recompute import Dropped, Recompute, drop, restore
 from .nn.sequences import Sequences
 from .nn.time2vec import TimeEncoding
 from .nn.transformer_block import TransformerBlock, TransformerBlockSaved
 from .precision import precision
+
+KEEP_ALL = Recompute("none")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class LossSaved:
     """What the forward keeps for the backward, which uses it up: a second backward needs a second forward."""
 
     embedding: TimedEmbeddingSaved
-    blocks: list[TransformerBlockSaved]
+    blocks: list[TransformerBlockSaved | Dropped]
     head: TokenHeadSaved
     count: Any  # targets that are not −1; on a GPU an array of one number
 
@@ -91,7 +94,7 @@ class TransformerModel:
 
     def loss_forward(
         self, batch: PackedTokens, dropout: DropoutKey | None = None, *, label_smoothing: float = 0.0,
-        z_loss: float = 0.0, gradients: bool = True, gradient_scale: float = 1.0,
+        z_loss: float = 0.0, gradients: bool = True, gradient_scale: float = 1.0, recompute: Recompute = KEEP_ALL,
     ) -> tuple[Any, LossSaved]:  # fmt: skip
         """Mean loss in nats over the targets that are not −1.
 
@@ -101,16 +104,19 @@ class TransformerModel:
             label_smoothing, z_loss: see `ttr_kernels.cross_entropy`.
             gradients: False skips what only a backward needs.
             gradient_scale: about the dloss of the backward to come, of which the head computes its gradient already.
+            recompute: what of the blocks' forward is not kept, but run again in the backward.
         """
         batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
         x, embedding = self.embedding.forward(batch.tokens, sequences)
         rope = self.blocks[0].rope(sequences)
         blocks = []
-        for block in self.blocks:
-            x, saved = block.forward(x, sequences, rope, dropout)
+        for index, block in enumerate(self.blocks):
+            y, saved = block.forward(x, sequences, rope, dropout)
             if gradients:
-                blocks.append(saved)
+                blocks.append(drop(recompute.of_block(index), x, saved, sequences, rope, dropout))
+            x = y
+            del saved  # or what was dropped would live on through the next block
         loss, head = self.head.loss_forward(
             x, batch.targets, label_smoothing=label_smoothing, z_loss=z_loss, gradients=gradients,
             gradient_scale=gradient_scale,
@@ -122,7 +128,8 @@ class TransformerModel:
         dx = self.head.loss_backward(dloss, saved.head)
         while saved.blocks:
             # Taken off the list, so that a block's activations are freed as soon as they have served.
-            dx = self.blocks[len(saved.blocks) - 1].backward(dx, saved.blocks.pop())
+            block = self.blocks[len(saved.blocks) - 1]
+            dx = block.backward(dx, restore(block, saved.blocks.pop()))
         self.embedding.backward(dx, saved.embedding)
 
     def evaluate_batch(self, batch: PackedTokens) -> tuple[Array, Array]:
@@ -171,25 +178,16 @@ class TransformerModel:
         config = self.config
         matrices = sum(p.value.size for p in self.parameters if p.decay and p is not self.embedding.table)
         matrices += self.embedding.table.value.size if config.tied_head else 0
-        lengths = np.diff(batch.cu_seqlens).astype(np.float64)
-        span = lengths if config.window is None else np.minimum(lengths, config.window)
-        pairs = float((span * (span + 1) / 2 + (lengths - span) * span).sum())
         # Two products forward, five backward (the weights are recomputed), 2 D operations per pair and head each.
-        attention = 14.0 * pairs * config.embed_dim * config.num_layers
+        attention = 14.0 * attention_pairs(batch.cu_seqlens, config.window) * config.embed_dim * config.num_layers
         return 6.0 * matrices * len(batch.tokens) + attention
 
-    def memory_estimate(self, tokens: int) -> dict[str, int]:
-        """Bytes of a training step of so many tokens: parameters, gradients, optimizer, activations."""
-        config, size = self.config, self.flat.values.nbytes
-        kv = config.kv_heads * config.head_dim
-        per_layer = 6 * config.embed_dim + 2 * kv + config.embed_dim + 3 * config.hidden_dim
-        # Beyond the blocks: embedding, time features, final norm, its gradient; and a backward's largest moment.
-        rest = 5 * config.embed_dim + 4 * config.time_features_dim + 5 * config.hidden_dim
-        activations = (per_layer * config.num_layers + rest) * tokens * self.precision.compute.itemsize
-        logits = max(16 * config.vocabulary_size, 1 << 20) * 4 + 2 * self.head.weight.value.nbytes
-        return {
-            "parameters": size, "gradients": size, "optimizer": 2 * size, "activations": activations + logits
-        }  # fmt: skip
+
+def attention_pairs(cu_seqlens: Array, window: int | None) -> float:
+    """Pairs of a query and a key that it sees, in all sequences together."""
+    lengths = np.diff(cu_seqlens).astype(np.float64)
+    span = lengths if window is None else np.minimum(lengths, window)
+    return float((span * (span + 1) / 2 + (lengths - span) * span).sum())
 
 
 def _finite(array: Array) -> bool:

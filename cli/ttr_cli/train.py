@@ -24,28 +24,40 @@ from .threads import threads_option, use_threads
 @click.option("--name", help="Name of the run; default: that of the data, and the time.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--resume", metavar="RUN", help="Go on with a run (its folder, a checkpoint, or 'auto': the latest).")
+@click.option("--plan", is_flag=True, help="Print the plan, and memory and time of each train.recompute; don't train.")
+@click.option(
+    "--memory-limit", metavar="SIZE", help="Such as 4GiB: train.recompute becomes the cheapest policy that fits."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
 @threads_option
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
     data: Path, preset: str, precision: str | None, config: Path | None, assignments: tuple[str, ...],
-    name: str | None, out: Path, resume: str | None, device: str, threads: int | None, log_every: int,
+    name: str | None, out: Path, resume: str | None, plan: bool, memory_limit: str | None, device: str,
+    threads: int | None, log_every: int,
 ) -> None:  # fmt: skip
     """Train a model on DATA, a data set made by `ttr-gpu preprocess`.
 
     Prints the plan, a line per step, and at the end the test result beside a simple method's. Ctrl-C saves a checkpoint
     and says how to go on. Every key of --set with its default: `ttr-gpu info --keys`.
     """
-    from ttr_gpu.train.run import RunOptions
+    from ttr_gpu.train.memory_plan import in_bytes
+    from ttr_gpu.train.run import RunOptions, show_plan
     from ttr_gpu.train.run import train as run
     from ttr_gpu.train.trainer import TrainingDiverged
 
     if resume is not None:
-        _refuse_with_resume("preset", "precision", "name")
+        _refuse_with_resume("preset", "precision", "name", "plan")
     if precision is not None:
         assignments = (*assignments, f"model.precision={precision}")
     use_threads(threads)
-    options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every)
+    if memory_limit is not None and any(text.strip().startswith("train.recompute") for text in assignments):
+        raise click.UsageError("--memory-limit: cannot be combined with --set train.recompute, which it chooses")
+    limit = None if memory_limit is None else in_bytes(memory_limit)
+    options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every, limit)
+    if plan:
+        show_plan(options, click.echo)
+        return
     try:
         outcome = run(options, click.echo)
     except TrainingDiverged as error:

@@ -133,6 +133,11 @@ class TrainingBatches:
     ) -> None:
         self.close()
 
+    @property
+    def memory(self) -> int:
+        """Bytes of tokens and times that are held for batches to come, and of batches that are cut already."""
+        return 12 * min(self._split.token_count, self._pool_tokens) + 24 * self._budget * (_AHEAD + 1)
+
     def close(self) -> None:
         """Stop reading."""
         self._stop.set()

@@ -47,15 +47,25 @@ class FeedForwardGeGLU:
 
     def forward(self, x: Array, dropout: DropoutKey | None = None) -> tuple[Array, FeedForwardSaved]:
         """x (total, C) -> y (total, C). Dropout only where a key is given."""
-        dtype = self.precision.compute
-        both, up = linear_forward(x, self.up.cast(dtype))
+        hidden, up, gate, mask = self._hidden(x, dropout)
+        y, down = linear_forward(hidden, self.down.cast(self.precision.compute))
+        return y, FeedForwardSaved(up, gate, mask, down)
+
+    def recompute(self, x: Array, dropout: DropoutKey | None = None) -> FeedForwardSaved:
+        """What the forward of the same x and dropout saved, without its last product."""
+        hidden, up, gate, mask = self._hidden(x, dropout)
+        return FeedForwardSaved(up, gate, mask, LinearSaved(hidden, self.down.cast(self.precision.compute), False))
+
+    def _hidden(
+        self, x: Array, dropout: DropoutKey | None
+    ) -> tuple[Array, LinearSaved, GegluSaved, DropoutAddSaved | None]:
+        both, up = linear_forward(x, self.up.cast(self.precision.compute))
         hidden, gate = geglu_forward(both)
         mask = None
         if dropout is not None and self.dropout > 0:
             key: dict[str, Any] = {"rate": self.dropout, "seed": dropout.seed, "offset": dropout.offset(self.site)}
             hidden, mask = dropout_add_forward(hidden, **key, out=hidden)
-        y, down = linear_forward(hidden, self.down.cast(dtype))
-        return y, FeedForwardSaved(up, gate, mask, down)
+        return hidden, up, gate, mask
 
     def backward(self, dy: Array, saved: FeedForwardSaved) -> Array:
         """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""

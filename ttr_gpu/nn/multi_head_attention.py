@@ -76,8 +76,22 @@ class MultiHeadAttention:
         self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None = None
     ) -> tuple[Array, MultiHeadAttentionSaved]:
         """x (total, C) -> y (total, C). Dropout of attention weights only where a key is given."""
-        dtype = self.precision.compute
-        fused, project = linear_forward(x, self.qkv.cast(dtype))
+        mixed, project, turned, attended = self._mix(x, sequences, rope, dropout)
+        y, output = linear_forward(mixed, self.output.cast(self.precision.compute))
+        return y, MultiHeadAttentionSaved(project, turned, attended, output)
+
+    def recompute(
+        self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None = None
+    ) -> MultiHeadAttentionSaved:
+        """What the forward of the same arguments saved, without its last product."""
+        mixed, project, turned, attended = self._mix(x, sequences, rope, dropout)
+        output = LinearSaved(mixed, self.output.cast(self.precision.compute), False)
+        return MultiHeadAttentionSaved(project, turned, attended, output)
+
+    def _mix(
+        self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None
+    ) -> tuple[Array, LinearSaved, RopeSaved, AttentionSaved]:
+        fused, project = linear_forward(x, self.qkv.cast(self.precision.compute))
         q, k, v, rotated = self._split(fused)
         _, turned = rope_forward(rotated, rope, out=rotated)
         drop: dict[str, Any] = {}
@@ -87,8 +101,7 @@ class MultiHeadAttention:
             q, k, v, window=self.window, cu_seqlens=sequences.cu_seqlens, times=sequences.times,
             time_bias=self.decay(), **drop,
         )  # fmt: skip
-        y, output = linear_forward(mixed.reshape(len(x), -1), self.output.cast(dtype))
-        return y, MultiHeadAttentionSaved(project, turned, attended, output)
+        return mixed.reshape(len(x), -1), project, turned, attended
 
     def backward(self, dy: Array, saved: MultiHeadAttentionSaved) -> Array:
         """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""

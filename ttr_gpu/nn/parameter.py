@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ttr_kernels.common.arrays import Array, DType, array_module
-from ttr_kernels.common.conversion import copy_converted
 
 
 @dataclass(eq=False)
@@ -46,6 +45,9 @@ class Parameter:
             self._cast_is_current = False
         if not self._cast_is_current:
             if isinstance(self.value, np.ndarray) and self.value.dtype == np.float32:
+                # Loaded only here: it loads numba, which a GPU can do without.
+                from ttr_kernels.common.conversion import copy_converted
+
                 copy_converted(self.value, self._cast)
             else:
                 self._cast[...] = self.value

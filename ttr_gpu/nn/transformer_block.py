@@ -115,7 +115,35 @@ class TransformerBlock:
         rows = x.reshape(-1, self.embed_dim)
         if len(rows) != sequences.total:
             raise ValueError(f"x: got {len(rows)} rows, expected {sequences.total} like sequences.times")
-        rope = rope or self.rope(sequences)
+        normed, attention_norm, attention, attention_residual, feed_forward_norm = self._attend(
+            rows, sequences, rope or self.rope(sequences), dropout
+        )
+        fed, feed_forward = self.feed_forward.forward(normed, dropout)
+        drop = self._last_dropout(dropout)
+        y, residual = dropout_add_forward(
+            fed, feed_forward_norm.x, rate=drop.rate, seed=drop.seed, offset=drop.offset, out=fed
+        )
+        saved = TransformerBlockSaved(
+            attention_norm, attention, attention_residual, feed_forward_norm, feed_forward, residual
+        )
+        return y.reshape(x.shape), saved
+
+    def recompute(
+        self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None = None
+    ) -> TransformerBlockSaved:
+        """What the forward of the same arguments saved, the same bits, without what only its result needs."""
+        normed, attention_norm, attention, attention_residual, feed_forward_norm = self._attend(
+            x.reshape(-1, self.embed_dim), sequences, rope, dropout
+        )
+        feed_forward = self.feed_forward.recompute(normed, dropout)
+        return TransformerBlockSaved(
+            attention_norm, attention, attention_residual, feed_forward_norm, feed_forward, self._last_dropout(dropout)
+        )
+
+    def _attend(
+        self, rows: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None
+    ) -> tuple[Array, RmsNormSaved, MultiHeadAttentionSaved, DropoutAddSaved | None, RmsNormSaved]:
+        """The first half, and the norm before the second: what enters the feed-forward, and what was saved."""
         normed, attention_norm = rms_norm_forward(rows, self.attention_norm.value, eps=self.norm_eps)
         mixed, attention = self.attention.forward(normed, sequences, rope, dropout)
         attention_residual = None
@@ -129,14 +157,12 @@ class TransformerBlock:
         normed, feed_forward_norm = rms_norm_forward(
             mixed, self.feed_forward_norm.value, residual=rows, eps=self.norm_eps, sum_out=mixed
         )
-        fed, feed_forward = self.feed_forward.forward(normed, dropout)
-        rate = 0.0 if dropout is None else self.residual_dropout
-        seed, offset = (0, 0) if dropout is None else (dropout.seed, dropout.offset(self.site + 3))
-        y, residual = dropout_add_forward(fed, feed_forward_norm.x, rate=rate, seed=seed, offset=offset, out=fed)
-        saved = TransformerBlockSaved(
-            attention_norm, attention, attention_residual, feed_forward_norm, feed_forward, residual
-        )
-        return y.reshape(x.shape), saved
+        return normed, attention_norm, attention, attention_residual, feed_forward_norm
+
+    def _last_dropout(self, dropout: DropoutKey | None) -> DropoutAddSaved:
+        if dropout is None:
+            return DropoutAddSaved(0.0, 0, 0)
+        return DropoutAddSaved(self.residual_dropout, dropout.seed, dropout.offset(self.site + 3))
 
     def backward(self, dy: Array, saved: TransformerBlockSaved) -> Array:
         """dy like y -> dx like x; adds to the parameters' gradients."""

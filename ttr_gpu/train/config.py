@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..config import PRESETS, ModelConfig
 from ..errors import UserError
+from ..nn.recompute import Policy, Recompute
 
 
 class TrainConfig(BaseModel):
@@ -35,6 +36,10 @@ class TrainConfig(BaseModel):
     z_loss: float = Field(default=0.0, ge=0)
     loss_scale: float = Field(default=65536.0, ge=1, description="first factor of the loss in float16; it adapts")
     loss_scale_growth: int = Field(default=2000, ge=1, description="steps without overflow before it doubles")
+    recompute: Policy = Field(
+        default="none", description="activations that the backward computes again to save memory; same gradients"
+    )
+    recompute_every: int = Field(default=1, ge=1, description="in blocks 0, this, twice this, ... alone")
     seed: int = Field(default=0, ge=0, description="of weights, order of data, and dropout")
     evaluate_every: int | None = Field(
         default=None, ge=1, description="steps; default: once per epoch, at least 10 times"
@@ -52,6 +57,16 @@ class RunConfig(BaseModel):
 
     model: ModelConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @property
+    def recompute(self) -> Recompute:
+        """What the backward computes again."""
+        return Recompute(self.train.recompute, self.train.recompute_every)
+
+    def with_recompute(self, recompute: Recompute) -> RunConfig:
+        """The same run under another policy."""
+        changes = {"recompute": recompute.policy, "recompute_every": recompute.every}
+        return self.model_copy(update={"train": self.train.model_copy(update=changes)})
 
     @property
     def lr(self) -> float:

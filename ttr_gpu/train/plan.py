@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,30 @@ from ..data.batches import Batch
 from ..data.dataset import Dataset, Split
 from ..errors import UserError
 from ..model import TransformerModel
+from ..nn.dropout import DropoutKey
+from ..nn.recompute import Recompute
 from .config import RunConfig
+from .memory_plan import (
+    PolicyCost,
+    StepMemory,
+    cheapest,
+    extra_flops,
+    full_batch,
+    in_units,
+    policy_costs,
+    step_memory,
+)
 from .metrics import duration
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of a run, and what was measured of the machine."""
+    """Steps of a run, and what was measured of the machine.
+
+    Attributes:
+        batch: of the greatest size; step_seconds: of its forward and backward.
+        memory: of a step; free: bytes that the device can still give, 0 if it does not say.
+    """
 
     total_steps: int
     steps_per_epoch: int
@@ -29,34 +46,53 @@ class Plan:
     evaluate_every: int
     checkpoint_every: int
     peak: float
+    batch: Batch
+    step_seconds: float
+    memory: StepMemory
+    free: int
     lines: list[str]
+
+    def check_memory(self) -> None:
+        """UserError if the run needs more memory than is free."""
+        if self.free and self.needed > self.free:
+            raise UserError(
+                f"memory: this run needs about {in_units(self.needed)} and {in_units(self.free)} are free; try "
+                "--set train.recompute=block, a smaller train.tokens_per_batch or --preset (--plan shows what each "
+                "policy needs)"
+            )
+
+    @property
+    def needed(self) -> int:
+        """Memory beyond what the program has already."""
+        return self.memory.total - self.memory.program
 
 
 def make_plan(
-    config: RunConfig, model: TransformerModel, dataset: Dataset, split: Split, batches_per_epoch: int
-) -> Plan:
-    """Resolve the numbers of steps, measure the device's matrix product and one step, and check the memory.
+    config: RunConfig, model: TransformerModel, dataset: Dataset, split: Split, batches_per_epoch: int, *,
+    program: int, data: int,
+) -> Plan:  # fmt: skip
+    """Resolve the numbers of steps, measure the device's matrix product, and a step if there is memory for it.
 
-    Raises UserError if the estimate exceeds the memory that is free.
+    Args:
+        program, data: bytes that the program and the training data take.
     """
     train = config.train
     per_epoch = max(1, batches_per_epoch // train.accumulate)
     total = train.steps or max(1, round(train.epochs * per_epoch))
     warmup = min(total, max(1, total // 20) if train.warmup_steps is None else train.warmup_steps)
     every = train.evaluate_every or max(1, min(per_epoch, total // 10))
-    memory = model.memory_estimate(train.tokens_per_batch)
     backend = model.backend
-    need, free = sum(memory.values()), backend.free_bytes()
-    if free and need > free:
-        raise UserError(
-            f"memory: this run needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-            "try a smaller --preset or --set train.tokens_per_batch"
-        )
+    memory, free = step_memory(model, config, config.recompute, program=program, data=data), backend.free_bytes()
     peak = measure_gemm_peak(backend, dtype=model.precision.compute if backend.name == "gpu" else np.float32)
-    seconds = _step_seconds(model, train.tokens_per_batch, train.max_length, peak) * train.accumulate
-    tokens = train.tokens_per_batch * train.accumulate
+    batch = full_batch(config)
+    fits = not free or memory.total - program <= free
+    seconds = _step_seconds(model, config, config.recompute, peak, measure=fits)
+    step, tokens = train.accumulate * seconds, train.tokens_per_batch * train.accumulate
     shape = config.model
-    gib = {name: f"{name} {size / 2**20:,.0f}" for name, size in memory.items()}
+    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in memory.parts().items())
+    recomputed = "" if train.recompute == "none" else f", recomputing {train.recompute}"
+    if train.recompute != "none" and train.recompute_every > 1:
+        recomputed += f" in every {train.recompute_every}. block"
     lines = [
         f"data       {dataset.path}: {dataset.kind}, {split.token_count:,} training tokens in {split.sequences:,} "
         f"sequences, vocabulary {dataset.vocabulary_size:,}",
@@ -66,12 +102,42 @@ def make_plan(
         f"training   {total:,} steps ({total / per_epoch:.1f} epochs of {per_epoch:,}) of up to {tokens:,} tokens, "
         f"peak lr {config.lr:.2e} after {warmup} steps, dropout {shape.dropout.attention:g}/"
         f"{shape.dropout.feed_forward:g}/{shape.dropout.residual:g}",
-        f"memory     about {need / 2**20:,.0f} MiB ({', '.join(gib.values())})",
+        f"memory     about {memory.total / 2**20:,.0f} MiB ({parts}){recomputed}",
         f"device     {backend.device}; {backend.threads} threads, {_products(model)} measured at "
         f"{peak / 1e9:,.0f} GFLOP/s",
-        f"time       about {duration(seconds * total)} ({seconds:.3f} s per step, without evaluations)",
+        f"time       about {duration(step * total)} ({step:.3f} s per step, without evaluations)",
     ]
-    return Plan(total, per_epoch, warmup, every, train.checkpoint_every or every, peak, lines)
+    return Plan(
+        total, per_epoch, warmup, every, train.checkpoint_every or every, peak, batch, seconds, memory, free, lines
+    )
+
+
+def costs_of_policies(plan: Plan, model: TransformerModel, config: RunConfig) -> list[PolicyCost]:
+    """What each policy of recomputation would take in this run, the cheapest first."""
+    seconds = plan.step_seconds / (1 + extra_flops(model, plan.batch, config.recompute) / model.flops(plan.batch))
+    costs = policy_costs(model, config, plan.batch, seconds, program=plan.memory.program, data=plan.memory.data)
+    return [replace(cost, seconds=config.train.accumulate * cost.seconds) for cost in costs]
+
+
+def fitted(config: RunConfig, model: TransformerModel, limit: int, *, program: int, data: int) -> RunConfig:
+    """The run under the cheapest policy of recomputation that takes at most `limit` bytes.
+
+    Raises UserError, saying what would fit, if none does.
+    """
+    costs = policy_costs(model, config, full_batch(config), 0.0, program=program, data=data)
+    return config.with_recompute(cheapest(costs, limit))
+
+
+def loaded_program(config: RunConfig, backend: Backend) -> int:
+    """Memory of this process once the kernels are loaded, which a step of a tiny model does; 0 on a GPU."""
+    if backend.name != "cpu":
+        return 0
+    dims = {"embed_dim": 2 * config.model.num_heads, "hidden_dim": 4, "num_layers": 1, "vocabulary_size": 2}
+    model = TransformerModel(config.model.model_copy(update=dims))
+    small = config.train.model_copy(update={"tokens_per_batch": 4, "max_length": 4})
+    loss, saved = model.loss_forward(full_batch(config.model_copy(update={"train": small})), DropoutKey(0, 0))
+    model.loss_backward(float(loss), saved)
+    return backend.used_bytes()
 
 
 def _products(model: TransformerModel) -> str:
@@ -95,28 +161,24 @@ def measure_gemm_peak(backend: Backend = CPU, dtype: Any = np.float32, repeats: 
     return 2.0 * size**3 / best
 
 
-def _step_seconds(model: TransformerModel, tokens: int, max_length: int, peak: float) -> float:
+def _step_seconds(
+    model: TransformerModel, config: RunConfig, recompute: Recompute, peak: float, *, measure: bool
+) -> float:
     """Seconds of one forward and backward, measured on half a batch unless that would take long. Leaves the
     gradients zero."""
-    half = _blank_batch(model, max(1, tokens // max_length // 2), max_length)
-    share = len(half.tokens) / tokens
-    if model.flops(half) / peak > 0.7:
+    train = config.train
+    half = full_batch(config, max(1, train.tokens_per_batch // train.max_length // 2))
+    share = len(half.tokens) / train.tokens_per_batch
+    flops = model.flops(half) + extra_flops(model, half, recompute)
+    if not measure or flops / peak > 0.7:
         # Large models reach about two thirds of the peak.
-        return model.flops(half) / (0.66 * peak) / share
+        return flops / (0.66 * peak) / share
     seconds = 0.0
-    for batch in (_blank_batch(model, 1, max_length), half):  # the first loads the kernels
+    for batch in (full_batch(config, 1), half):  # the first loads the kernels
         begin = time.perf_counter()
-        _, saved = model.loss_forward(batch)
+        _, saved = model.loss_forward(batch, recompute=recompute)
         model.loss_backward(1.0, saved)
         model.backend.synchronize()
         seconds = time.perf_counter() - begin
     model.zero_gradients()
     return seconds / share
-
-
-def _blank_batch(model: TransformerModel, sequences: int, length: int) -> Batch:
-    """So many windows of one token, at even times."""
-    ends = np.arange(sequences + 1, dtype=np.int32) * np.int32(length)
-    total = sequences * length
-    zeros, times = np.zeros(total, np.int32), np.arange(total, dtype=np.float64) * model.config.time_scale
-    return Batch(zeros, times, ends, zeros, times, ends[:-1], ends[:-1], 0, 0)

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import choose_backend
+from ..data.batches import TrainingBatches
 from ..data.dataset import Dataset, open_dataset
 from ..errors import UserError
 from ..infer.evaluation import Evaluation
 from ..infer.floors import Floor, event_floors, text_floors
 from ..memory import keep_freed_memory
+from ..model import TransformerModel
 from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from .config import RunConfig, override, resolve_config
+from .memory_plan import table
 from .metrics import duration
+from .plan import costs_of_policies, fitted, loaded_program, make_plan
 from .plot import plot_run
 from .trainer import Outcome, Trainer, check_same_data
 
@@ -36,6 +40,7 @@ class RunOptions:
     resume: str | None = None
     device: str = "auto"
     log_every: int = 1
+    memory_limit: int | None = None
 
 
 def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
@@ -49,17 +54,7 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
     described = describe(dataset)
     checkpoint = _resumed(options, dataset) if options.resume else None
     if checkpoint is None:
-        from_data = {
-            "vocabulary_size": dataset.vocabulary_size, "time_scale": dataset.gap.get("median_nonzero") or 1.0,
-            "time_span": _span(dataset),
-        }  # fmt: skip
-        config = resolve_config(from_data, options.preset, options.config, list(options.assignments))
-        if config.model.vocabulary_size < dataset.vocabulary_size:
-            raise UserError(
-                f"model.vocabulary_size: got {config.model.vocabulary_size}, expected at least "
-                f"{dataset.vocabulary_size}, the vocabulary of {options.data}"
-            )
-        folder = None
+        config, folder = _new_config(options, dataset), None
     else:
         check_same_data(checkpoint, described, options.data)
         changed = [text for text in options.assignments if not text.strip().startswith("train.")]
@@ -71,13 +66,13 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
     try:
         trainer = Trainer(
             config, dataset, prepared, described, backend=backend, echo=echo, log_every=options.log_every,
-            resume=checkpoint,
+            resume=checkpoint, memory_limit=options.memory_limit,
         )  # fmt: skip
     except BaseException:
         if folder is None:
             _remove_empty(prepared)
         raise
-    _write_config(prepared, config, described)
+    _write_config(prepared, trainer.config, described)
     if checkpoint is not None:
         echo(f"resuming {prepared} after step {trainer.progress.step}")
     outcome = trainer.run()
@@ -87,6 +82,40 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
         return outcome
     _summarise(trainer, dataset, prepared, outcome, echo)
     return outcome
+
+
+def show_plan(options: RunOptions, echo: Callable[[str], None]) -> None:
+    """Print what `train` would print before its first step, and what each policy of recomputation would take."""
+    backend = choose_backend(options.device)
+    dataset = open_dataset(options.data)
+    config, split = _new_config(options, dataset), dataset.split("train")
+    program = loaded_program(config, backend)
+    model = TransformerModel(config.model, seed=config.train.seed, backend=backend)
+    with TrainingBatches(
+        split, fingerprint=dataset.fingerprint, tokens_per_batch=config.train.tokens_per_batch,
+        max_length=config.train.max_length, seed=config.train.seed,
+    ) as batches:  # fmt: skip
+        data, steps = batches.memory, batches.steps_per_epoch
+    if options.memory_limit is not None:
+        config = fitted(config, model, options.memory_limit, program=program, data=data)
+    plan = make_plan(config, model, dataset, split, steps, program=program, data=data)
+    there = options.memory_limit or (plan.free + program if plan.free else 0)
+    for line in [*plan.lines, "", *table(costs_of_policies(plan, model, config), there, config.recompute)]:
+        echo(line)
+
+
+def _new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
+    from_data = {
+        "vocabulary_size": dataset.vocabulary_size, "time_scale": dataset.gap.get("median_nonzero") or 1.0,
+        "time_span": _span(dataset),
+    }  # fmt: skip
+    config = resolve_config(from_data, options.preset, options.config, list(options.assignments))
+    if config.model.vocabulary_size < dataset.vocabulary_size:
+        raise UserError(
+            f"model.vocabulary_size: got {config.model.vocabulary_size}, expected at least "
+            f"{dataset.vocabulary_size}, the vocabulary of {options.data}"
+        )
+    return config
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

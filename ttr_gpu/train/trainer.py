@@ -26,7 +26,7 @@ from .config import RunConfig
 from .loss_scale import LossScale
 from .metrics import RunLog, StepMetrics
 from .optimizer import Optimizer
-from .plan import Plan, make_plan
+from .plan import Plan, fitted, loaded_program, make_plan
 from .schedule import learning_rate
 
 
@@ -82,17 +82,20 @@ class Trainer:
         echo: prints a line.
         log_every: a console line for each so many steps.
         resume: a checkpoint to go on from.
+        memory_limit: bytes that the run may take: `config.train.recompute` becomes the cheapest policy that does.
     """
 
     def __init__(
         self, config: RunConfig, dataset: Dataset, folder: Path, described: dict[str, object], *,
         backend: Backend, echo: Callable[[str], None], log_every: int = 1, resume: Checkpoint | None = None,
+        memory_limit: int | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.dataset, self.folder, self.described = config, dataset, folder, described
+        self.dataset, self.folder, self.described = dataset, folder, described
         self.split = dataset.split("train")
         self.validation = dataset.split("validation") if "validation" in dataset.splits else None
         train = config.train
         check_sizes(self.split, train.tokens_per_batch, train.max_length)
+        program = loaded_program(config, backend)
         self.model = TransformerModel(config.model, seed=train.seed, backend=backend)
         self.optimizer = Optimizer(self.model, train)
         self.progress = Progress()
@@ -107,7 +110,14 @@ class Trainer:
             max_length=train.max_length, seed=train.seed, start_step=self.progress.step * train.accumulate,
         )  # fmt: skip
         try:
-            self.plan: Plan = make_plan(config, self.model, dataset, self.split, self.batches.steps_per_epoch)
+            if memory_limit is not None:
+                config = fitted(config, self.model, memory_limit, program=program, data=self.batches.memory)
+            self.config = config
+            self.plan: Plan = make_plan(
+                config, self.model, dataset, self.split, self.batches.steps_per_epoch, program=program,
+                data=self.batches.memory,
+            )  # fmt: skip
+            self.plan.check_memory()
             self.log = RunLog(
                 folder, self.plan.total_steps, self.plan.peak, echo, log_every, first_step=self.progress.step + 1
             )
@@ -157,8 +167,9 @@ class Trainer:
         for index, (batch, targets) in enumerate(zip(batches, counts, strict=True)):
             key = DropoutKey(train.seed, (step - 1) * train.accumulate + index + 1)
             loss, saved = model.loss_forward(
-                batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, gradient_scale=scale
-            )
+                batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, gradient_scale=scale,
+                recompute=self.config.recompute,
+            )  # fmt: skip
             # Batches weigh by their targets, so that several equal one large batch.
             model.loss_backward(scale * targets / count, saved)
             losses.append((loss, batch, key))

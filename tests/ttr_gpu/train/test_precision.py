@@ -1,6 +1,7 @@
 """Training in 16-bit floats: the loss follows float32's, float16 scales it, and resuming is exact there too."""
 
 import math
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -45,10 +46,10 @@ def test_overflowing_steps_are_skipped_counted_and_shown(data, tmp_path):
     assert skipped[0]
     assert not skipped[-1] or not skipped[-2]
     assert steps[-1]["skipped"] == sum(skipped) == outcome.progress.loss_scale.skipped
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         if before["gradient_norm"] is None:
             assert after["loss_scale"] == before["loss_scale"] / 2
-    assert any(after["loss_scale"] == 2 * before["loss_scale"] for before, after in zip(steps, steps[1:], strict=False))
+    assert any(after["loss_scale"] == 2 * before["loss_scale"] for before, after in pairwise(steps))
     lines = [line for line in said if line.startswith("step")]
     assert "norm   skip" in lines[0]
     assert "scale 1.67772e+07 (1 skipped)" in lines[0]
