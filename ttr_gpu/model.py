@@ -81,7 +81,8 @@ class TransformerModel:
         )  # fmt: skip
         blocks = [p for block in self.blocks for p in block.parameters]
         self.parameters: list[Parameter] = [*self.embedding.parameters, *blocks, *self.head.parameters]
-        self.flat = flatten(self.parameters, backend.xp)
+        # The blocks' matrices lie together: an optimizer may treat them in its own way.
+        self.flat = flatten([*blocks, *self.embedding.parameters, *self.head.parameters], backend.xp)
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""

@@ -20,12 +20,13 @@ from .threads import threads_option, use_threads
 )
 @click.option("--max-length", type=click.IntRange(min=1), help="Positions of a window; default: as in training.")
 @click.option("--last", is_flag=True, help="The last checkpoint of the run, not the best on validation.")
+@click.option("--no-average", is_flag=True, help="The weights themselves, of a run that averages them (train.ema).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
-    run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, device: str,
-    threads: int | None, as_json: bool,
+    run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, no_average: bool,
+    device: str, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Evaluate RUN (a run folder or a checkpoint) on DATA, beside the floors that a model must beat."""
     from ttr_gpu.backend import choose_backend
@@ -46,9 +47,8 @@ def evaluate(
     length = max_length or train.max_length
     if stride is not None and stride > length:
         raise UserError(f"--stride: got {stride}, expected at most the length of a window, {length}")
-    result = evaluate_split(
-        checkpoint.load_model(backend), part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride
-    )
+    model = checkpoint.load_model(backend, averaged=not no_average)
+    result = evaluate_split(model, part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride)
     beside = floors(dataset, split)
     if as_json:
         described = {"checkpoint": str(checkpoint.path), "data": str(data), **asdict(result)}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ttr_kernels.common.arrays import Array, DType, array_module
+from ttr_kernels.common.cuda.launch import address
 
 
 @dataclass(eq=False)
@@ -63,12 +64,16 @@ class Parameter:
 class FlatParameters:
     """All values and all gradients, each in one 1-D array: what the optimizer, clipping and all-reduce work on.
 
-    [0:decay_end) holds the parameters with weight decay, the rest those without.
+    [0:decay_end) holds the parameters with weight decay, the rest those without; each in the order they were given.
     """
 
     values: Array
     gradients: Array
     decay_end: int
+
+    def offset(self, parameter: Parameter) -> int:
+        """Where a parameter begins in `values` and `gradients`."""
+        return (address(parameter.value) - address(self.values)) // self.values.itemsize
 
 
 def flatten(parameters: Sequence[Parameter], xp: ModuleType = np) -> FlatParameters:

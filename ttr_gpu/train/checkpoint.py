@@ -1,6 +1,7 @@
 """Checkpoints: a folder of safetensors and JSON that exists only when it is complete. Nothing is ever unpickled.
 
 step-00001000/  model.safetensors  optimizer.safetensors  config.json  state.json  DONE (checksums of the others)
+                averages.safetensors, if weights are averaged: named like those of model.safetensors
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..data.shards import sha256
 from ..data.spool import free_space_error
 from ..errors import UserError
 from ..model import TransformerModel
+from .averages import Averages
 from .config import RunConfig
 from .optimizer import Optimizer
 
@@ -38,23 +40,32 @@ class Checkpoint:
     data: dict[str, Any]
     state: dict[str, Any]
 
-    def load_model(self, backend: Backend = CPU) -> TransformerModel:
-        """The model with this checkpoint's weights."""
+    def load_model(self, backend: Backend = CPU, averaged: bool = True) -> TransformerModel:
+        """The model with this checkpoint's weights: their average, if there is one and `averaged` says so."""
         model = TransformerModel(self.config.model, seed=self.config.train.seed, backend=backend)
-        self.restore(model)
+        self.restore_weights(model, averaged)
         return model
 
-    def restore(self, model: TransformerModel, optimizer: Optimizer | None = None) -> None:
-        """Copy weights (and moments) into a model of the same configuration."""
-        _read_into(self.path / "model.safetensors", {p.name: p.value for p in model.parameters})
+    def restore_weights(self, model: TransformerModel, averaged: bool = True) -> None:
+        """Copy weights (their average, as above) into a model of the same configuration."""
+        path = self.path / "averages.safetensors"
+        if not averaged or not path.exists():
+            path = self.path / "model.safetensors"
+        _read_into(path, {p.name: p.value for p in model.parameters})
         model.values_changed()
-        if optimizer is not None:
-            _read_into(self.path / "optimizer.safetensors", optimizer.state())
+
+    def restore(self, optimizer: Optimizer, averages: Averages | None = None) -> None:
+        """Copy everything that training goes on from: weights, moments, averages."""
+        self.restore_weights(optimizer.model, averaged=False)
+        _read_into(self.path / "optimizer.safetensors", optimizer.state())
+        if averages is not None:
+            _read_into(self.path / "averages.safetensors", averages.state())
 
 
 def save_checkpoint(
-    folder: Path, config: RunConfig, data: dict[str, Any], state: dict[str, Any], optimizer: Optimizer
-) -> Path:
+    folder: Path, config: RunConfig, data: dict[str, Any], state: dict[str, Any], optimizer: Optimizer,
+    averages: Averages | None = None,
+) -> Path:  # fmt: skip
     """Write `folder/step-XXXXXXXX`: to a temporary name, synced, renamed. Returns its path.
 
     Raises UserError if it cannot be written (a full disk); nothing is then left of it.
@@ -65,13 +76,13 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.partial-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
-        # safetensors writes wrong data for arrays that are not C-contiguous.
-        weights = {p.name: np.ascontiguousarray(to_host(p.value)) for p in optimizer.model.parameters}
-        save_file(weights, temporary / "model.safetensors")
-        save_file(
-            {name: np.ascontiguousarray(to_host(a)) for name, a in optimizer.state().items()},
-            temporary / "optimizer.safetensors",
-        )
+        files = {"model": {p.name: p.value for p in optimizer.model.parameters}, "optimizer": optimizer.state()}
+        if averages is not None:
+            files["averages"] = averages.state()
+        for name, arrays in files.items():
+            # safetensors writes wrong data for arrays that are not C-contiguous.
+            contiguous = {key: np.ascontiguousarray(to_host(array)) for key, array in arrays.items()}
+            save_file(contiguous, temporary / f"{name}.safetensors")
         described = {"format": "ttr-gpu-checkpoint", "format_version": 1, **config.model_dump(), "data": data}
         (temporary / "config.json").write_text(json.dumps(described, indent=2))
         (temporary / "state.json").write_text(json.dumps(state, indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,12 +26,26 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(default=1, ge=1, description="batches per optimizer step")
     lr: float | None = Field(default=None, gt=0, description="peak learning rate; default 1e-3 sqrt(256/C), <= 2e-3")
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="last learning rate over peak")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        default="cosine", description="after warm-up: half a cosine; the peak, then down by 1 - sqrt; the peak"
+    )
+    decay_share: float = Field(default=0.2, gt=0, le=1, description="of all steps, the last ones: wsd's way down")
     warmup_steps: int | None = Field(default=None, ge=0, description="default: a twentieth of all steps")
-    beta1: float = Field(default=0.9, ge=0, lt=1)
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: of the blocks' matrices, with adamw for the rest"
+    )
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="of muon")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="of adamw, as beta2 and eps")
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0, description="of matrices, not of gains, biases and decay rates")
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of an average of the weights, which is then evaluated; such as 0.999",
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     z_loss: float = Field(default=0.0, ge=0)
     loss_scale: float = Field(default=65536.0, ge=1, description="first factor of the loss in float16; it adapts")

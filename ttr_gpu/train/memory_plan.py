@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..model import TransformerModel, attention_pairs
 from ..nn.recompute import Policy, Recompute
 from .config import RunConfig
+from .muon import hidden_matrices
 
 # How far apart blocks that are recomputed may lie in the table and the choice of --memory-limit.
 _EVERY = (1, 2, 4)
@@ -75,9 +76,12 @@ def step_memory(
         copies = compute.itemsize * sum(p.value.size for p in model.parameters if p.value.ndim == 2)
         if not config.model.tied_head:
             copies -= compute.itemsize * model.embedding.table.value.size  # its rows are cast as they are looked up
+    optimizer = 2 * size
+    if config.train.optimizer == "muon":
+        optimizer -= sum(p.value.nbytes for p, _ in hidden_matrices(model))
     return StepMemory(
-        program=program, data=data, parameters=size + copies, gradients=size, optimizer=2 * size, averages=0,
-        activations=_activations(model, config, recompute),
+        program=program, data=data, parameters=size + copies, gradients=size, optimizer=optimizer,
+        averages=size if config.train.ema else 0, activations=_activations(model, config, recompute),
     )  # fmt: skip
 
 

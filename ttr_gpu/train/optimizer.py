@@ -1,27 +1,32 @@
-"""AdamW over a model's flat parameters."""
+"""AdamW over a model's flat parameters, or Muon for the matrices of its blocks and AdamW for the rest."""
 
 from __future__ import annotations
 
 from ttr_kernels.adamw import adamw, clip_scale, global_norm
 from ttr_kernels.common.arrays import Array
-from ttr_kernels.common.cuda.launch import address
 
 from ..model import TransformerModel
+from ..nn.parameter import Parameter
 from .config import TrainConfig
+from .muon import hidden_matrices, muon
 
 
 class Optimizer:
     """Moments of every parameter, and the update.
 
     Attributes:
-        first, second: moments, laid out like `model.flat.values`.
+        first: AdamW's first moments and Muon's momentum, laid out like `model.flat.values`.
+        second: AdamW's second moments, of the parameters that are not Muon's.
     """
 
     def __init__(self, model: TransformerModel, config: TrainConfig) -> None:
         self.model, self.config = model, config
         xp = model.backend.xp
+        self.matrices = hidden_matrices(model) if config.optimizer == "muon" else []
+        # They come first in the flat values.
+        self.muon_end = sum(p.value.size for p, _ in self.matrices)
         self.first = xp.zeros_like(model.flat.values)
-        self.second = xp.zeros_like(model.flat.values)
+        self.second = xp.zeros_like(model.flat.values[self.muon_end :])
 
     def gradient_norm(self) -> float:
         """Norm of all gradients; NaN or infinite where any gradient is. Waits for a GPU."""
@@ -31,20 +36,35 @@ class Optimizer:
         """One step with gradients times `scale`, clipped; `norm` is theirs before scaling."""
         flat, config = self.model.flat, self.config
         scale *= clip_scale(norm * scale, config.clip_norm)
-        for part, decay in ((slice(0, flat.decay_end), config.weight_decay), (slice(flat.decay_end, None), 0.0)):
+        for p, parts in self.matrices:
+            momentum = self._part(self.first, p)
+            for part in parts:
+                muon(
+                    p.value[part], p.gradient[part], momentum[part], learning_rate=rate, beta=config.momentum,
+                    weight_decay=config.weight_decay, gradient_scale=scale,
+                )  # fmt: skip
+        start, end = self.muon_end, flat.decay_end
+        for part, decay in ((slice(start, end), config.weight_decay), (slice(end, None), 0.0)):
             adamw(
-                flat.values[part], flat.gradients[part], self.first[part], self.second[part], learning_rate=rate,
-                step=step, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=decay,
-                gradient_scale=scale,
+                flat.values[part], flat.gradients[part], self.first[part],
+                self.second[part.start - start : None if part.stop is None else part.stop - start],
+                learning_rate=rate, step=step, beta1=config.beta1, beta2=config.beta2, eps=config.eps,
+                weight_decay=decay, gradient_scale=scale,
             )  # fmt: skip
         self.model.values_changed()
 
     def state(self) -> dict[str, Array]:
-        """The moments by parameter: "<parameter>/first" and "<parameter>/second", views."""
+        """What it remembers, by parameter, as views: "<parameter>/first" and "/second", or of Muon "/momentum"."""
         arrays = {}
-        base = self.model.flat.values
         for p in self.model.parameters:
-            start = (address(p.value) - address(base)) // base.itemsize
-            for name, moments in (("first", self.first), ("second", self.second)):
-                arrays[f"{p.name}/{name}"] = moments[start : start + p.value.size].reshape(p.value.shape)
+            if self.model.flat.offset(p) < self.muon_end:
+                arrays[f"{p.name}/momentum"] = self._part(self.first, p)
+            else:
+                arrays[f"{p.name}/first"] = self._part(self.first, p)
+                arrays[f"{p.name}/second"] = self._part(self.second, p, self.muon_end)
         return arrays
+
+    def _part(self, moments: Array, p: Parameter, skipped: int = 0) -> Array:
+        start = self.model.flat.offset(p) - skipped
+        part: Array = moments[start : start + p.value.size].reshape(p.value.shape)
+        return part

@@ -100,8 +100,8 @@ def make_plan(
         f"{shape.num_heads} heads, feed-forward {shape.hidden_dim}, time bias {shape.time_bias}, "
         f"time features {shape.time_features}",
         f"training   {total:,} steps ({total / per_epoch:.1f} epochs of {per_epoch:,}) of up to {tokens:,} tokens, "
-        f"peak lr {config.lr:.2e} after {warmup} steps, dropout {shape.dropout.attention:g}/"
-        f"{shape.dropout.feed_forward:g}/{shape.dropout.residual:g}",
+        f"{train.optimizer}, peak lr {config.lr:.2e} after {warmup} steps, then {train.schedule}, "
+        f"dropout {shape.dropout.attention:g}/{shape.dropout.feed_forward:g}/{shape.dropout.residual:g}",
         f"memory     about {memory.total / 2**20:,.0f} MiB ({parts}){recomputed}",
         f"device     {backend.device}; {backend.threads} threads, {_products(model)} measured at "
         f"{peak / 1e9:,.0f} GFLOP/s",

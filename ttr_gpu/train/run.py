@@ -173,8 +173,8 @@ def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcom
         lines.append(f"validation  {progress.best_loss:.4f} nats per token at step {progress.best_step}, the best")
     beside: list[Floor] = []
     if "test" in dataset.splits:
-        if best.name != f"step-{progress.step:08d}":
-            open_checkpoint(best).restore(trainer.model)
+        if best.name != f"step-{progress.step:08d}" or trainer.averages is not None:
+            open_checkpoint(best).restore_weights(trainer.model)
         result = trainer.evaluate("test")
         beside = floors(dataset, "test")
         lines += compare(result, beside)

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..infer.evaluation import Evaluation, evaluate_split
 from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
+from .averages import Averages
 from .checkpoint import Checkpoint, prune, save_checkpoint
 from .config import RunConfig
 from .loss_scale import LossScale
@@ -98,12 +99,13 @@ class Trainer:
         program = loaded_program(config, backend)
         self.model = TransformerModel(config.model, seed=train.seed, backend=backend)
         self.optimizer = Optimizer(self.model, train)
+        self.averages = Averages(self.model, train.ema) if train.ema else None
         self.progress = Progress()
         if config.model.precision == "float16":
             self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)
         self._received: list[int] = []
         if resume is not None:
-            resume.restore(self.model, self.optimizer)
+            resume.restore(self.optimizer, self.averages)
             self.progress = Progress.of(resume.state)
         self.batches = TrainingBatches(
             self.split, fingerprint=dataset.fingerprint, tokens_per_batch=train.tokens_per_batch,
@@ -180,12 +182,14 @@ class Trainer:
                 self._diverged(step, f"the loss is {float(loss)}", batch, key)
         rate = learning_rate(
             step, peak=self.config.lr, warmup=self.plan.warmup, total=self.plan.total_steps,
-            min_ratio=train.min_lr_ratio,
+            min_ratio=train.min_lr_ratio, schedule=train.schedule, decay=train.decay_share,
         )  # fmt: skip
         if math.isfinite(norm):
             scaling.succeeded()
             # Of the updates, not of the steps, depends how far the moments are from their start at zero.
             self.optimizer.update(step - scaling.skipped, rate, norm, 1.0 / scale)
+            if self.averages is not None:
+                self.averages.update(step - scaling.skipped)
         elif not scaling.overflowed():
             self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
         seconds = time.perf_counter() - begin
@@ -214,7 +218,12 @@ class Trainer:
         if self.validation is None:
             return False
         progress = self.progress
-        result = self.evaluate("validation", self.config.train.evaluate_tokens)
+        limit = self.config.train.evaluate_tokens
+        result = plain = self.evaluate("validation", limit)
+        if self.averages is not None:
+            # What is kept in the end, and so decides which step is the best.
+            with self.averages.in_model():
+                result = self.evaluate("validation", limit)
         if self._received:
             # Cut short, and so no measure: a Ctrl-C need not wait for a long evaluation.
             return False
@@ -224,11 +233,13 @@ class Trainer:
         else:
             progress.stale += 1
         self.log.record(
-            "validation", step=progress.step, loss=result.cross_entropy, accuracy=result.accuracy, best=improved
-        )
+            "validation", step=progress.step, loss=result.cross_entropy, accuracy=result.accuracy, best=improved,
+            **({} if self.averages is None else {"loss_without_average": plain.cross_entropy}),
+        )  # fmt: skip
+        averaged = "" if self.averages is None else f" with averaged weights ({plain.cross_entropy:.4f} without)"
         mark = "  best so far" if improved else f"  best was {progress.best_loss:.4f} at step {progress.best_step}"
         self.log.line(
-            f"---- step {progress.step}: validation {result.cross_entropy:.4f} nats, "
+            f"---- step {progress.step}: validation {result.cross_entropy:.4f} nats{averaged}, "
             f"accuracy {100 * result.accuracy:.1f} %{mark}"
         )
         return improved
@@ -245,7 +256,7 @@ class Trainer:
         if progress.saved_step == progress.step:
             return
         folder = self.folder / "checkpoints"
-        save_checkpoint(folder, self.config, self.described, progress.state(), self.optimizer)
+        save_checkpoint(folder, self.config, self.described, progress.state(), self.optimizer, self.averages)
         progress.saved_step = progress.step
         prune(folder, self.config.train.keep_last, progress.best_step)
 
