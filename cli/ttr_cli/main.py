@@ -19,6 +19,8 @@ COMMANDS = {
     "inspect": ("ttr_cli.inspect:inspect", "Show what is in a data set; --verify checks every checksum."),
     "train": ("ttr_cli.train:train", "Train a model on a data set."),
     "eval": ("ttr_cli.evaluate:evaluate", "Evaluate a trained model on a split of a data set."),
+    "plot": ("ttr_cli.plot:plot", "Draw runs: loss, gradient norm, throughput, how attention decays with age."),
+    "checkpoint": ("ttr_cli.checkpoint:checkpoint", "Show checkpoints, average them, export their weights."),
     "bench": ("ttr_cli.bench:bench", "Time kernels on this machine."),
     "info": ("ttr_cli.info:info", "Print versions, devices, back ends and thread counts."),
 }

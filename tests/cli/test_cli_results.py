@@ -22,12 +22,22 @@ def test_train_prints_its_plan_steps_summary_and_places(ttr, events, tmp_path):
     assert plan == ["data", "model", "training", "memory", "device", "time"]
     step = re.compile(
         r"step +\d+/4  loss +\d+\.\d{4}  lr \d\.\d\de-\d\d  norm +\d+\.\d{3} +[\d,]+ tok/s +\d+ % peak  "
-        r"\d+\.\d\d GiB  ETA \d+:\d\d"
+        r"\d+\.\d\d GiB  wait +\d+ %  ETA \d+:\d\d"
     )
     assert sum(step.fullmatch(line) is not None for line in lines) == 4
     assert sum(line.startswith("---- step") for line in lines) == 2
     quiet = ttr("train", events, *TINY, *steps, "--out", tmp_path, "--name", "q", "--log-every", "100").ok()
     assert sum(line.startswith("step") for line in quiet.splitlines()) == 2, "the first and the last"
+
+
+def test_plan_is_shown_and_nothing_trained(ttr, events, tmp_path):
+    wanted = ("--precision", "bfloat16", "--memory-limit", "4GiB", "--out", tmp_path / "runs")
+    out = ttr("train", events, *TINY, *wanted, "--plan").ok(
+        "bfloat16 storage", "extra compute", "s/step", "<- this run"
+    )
+    rows = [line.split()[0] for line in out.splitlines()[-4:]]
+    assert (rows[0], rows[-1], set(rows[1:3])) == ("none", "block", {"attention", "feed_forward"}), "cheapest first"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_train_reads_a_config_file(ttr, events, tmp_path):

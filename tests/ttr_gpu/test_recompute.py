@@ -130,7 +130,7 @@ def test_memory_is_as_estimated(residual, precision):
     for policy, every, total, estimate, peak, measured in found:
         assert total == pytest.approx(peak, rel=0.1), (policy, every, "all memory")
         assert estimate == pytest.approx(measured, rel=0.1), (policy, every, "activations")
-    assert activations["block", 1] < 0.5 * activations["none", 1]
+    assert activations["block", 1] < 0.6 * activations["none", 1]
     assert activations["block", 1] < activations["block", 2] < activations["block", 4] < activations["none", 1]
 
 

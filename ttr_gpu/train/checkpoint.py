@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,12 @@ class Checkpoint:
         model.values_changed()
 
     def restore(self, optimizer: Optimizer, averages: Averages | None = None) -> None:
-        """Copy everything that training goes on from: weights, moments, averages."""
+        """Copy everything that training goes on from: weights, moments, averages.
+
+        Raises UserError for a checkpoint of weights alone.
+        """
+        if not (self.path / "optimizer.safetensors").exists():
+            raise UserError(f"{self.path}: holds weights alone, from which a run cannot be resumed")
         self.restore_weights(optimizer.model, averaged=False)
         _read_into(self.path / "optimizer.safetensors", optimizer.state())
         if averages is not None:
@@ -70,15 +76,26 @@ def save_checkpoint(
 
     Raises UserError if it cannot be written (a full disk); nothing is then left of it.
     """
+    files = {"model": {p.name: p.value for p in optimizer.model.parameters}, "optimizer": optimizer.state()}
+    if averages is not None:
+        files["averages"] = averages.state()
+    final = folder / f"step-{state['step']:08d}"
+    write_checkpoint(final, config, data, state, files)
+    return final
+
+
+def write_checkpoint(
+    final: Path, config: RunConfig, data: dict[str, Any], state: dict[str, Any], files: dict[str, dict[str, Array]]
+) -> None:
+    """Write a checkpoint of these files of arrays; what stood there is replaced once the new one is whole.
+
+    Raises UserError if it cannot be written (a full disk); nothing is then left of it.
+    """
     from safetensors.numpy import save_file
 
-    final = folder / f"step-{state['step']:08d}"
-    temporary = folder / f".{final.name}.partial-{os.getpid()}"
+    temporary = final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        files = {"model": {p.name: p.value for p in optimizer.model.parameters}, "optimizer": optimizer.state()}
-        if averages is not None:
-            files["averages"] = averages.state()
         for name, arrays in files.items():
             # safetensors writes wrong data for arrays that are not C-contiguous.
             contiguous = {key: np.ascontiguousarray(to_host(array)) for key, array in arrays.items()}
@@ -89,20 +106,18 @@ def save_checkpoint(
         checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "DONE").write_text(json.dumps(checksums, indent=2))
         for path in [*temporary.iterdir(), temporary]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            _sync(path)
         if final.exists():
             _remove(final)
         temporary.rename(final)
+        _sync(final.parent)
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "safetensors":
             raise
         cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise UserError(f"{folder}: checkpoint not saved, {free_space_error(cause, folder)}") from None
+        raise UserError(f"{final}: checkpoint not saved, {free_space_error(cause, final.parent)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return final
 
 
 def find_checkpoint(path: Path, best: bool = False) -> Path:
@@ -112,8 +127,7 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
     """
     if (path / "DONE").is_file():
         return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    there = sorted(p for p in folder.glob("step-*") if (p / "DONE").is_file()) if folder.is_dir() else []
+    there = list_checkpoints(path)
     if not there:
         what = "holds no checkpoint" if path.exists() else "no such folder"
         if (path / "zarr.json").is_file():
@@ -123,6 +137,25 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
         step = json.loads((there[-1] / "state.json").read_text()).get("best_step")
         there = [p for p in there if p.name == f"step-{step or 0:08d}"] or there
     return there[-1]
+
+
+def open_newest(path: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The newest whole checkpoint of a run; a damaged one is named by `say` and skipped.
+
+    Raises UserError if none is whole.
+    """
+    for candidate in reversed(list_checkpoints(path)):
+        try:
+            return open_checkpoint(candidate)
+        except UserError as error:
+            say(f"skipped a damaged checkpoint: {error}")
+    raise UserError(f"{path}: holds no checkpoint that is whole")
+
+
+def list_checkpoints(path: Path) -> list[Path]:
+    """All checkpoints of a run (or of its checkpoints folder), in the order of their steps, damaged ones too."""
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    return sorted(p for p in folder.glob("step-*") if (p / "DONE").is_file()) if folder.is_dir() else []
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -147,13 +180,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
     """Remove all but the newest checkpoints and the best one."""
-    there = sorted(p for p in folder.glob("step-*") if (p / "DONE").is_file())
-    for path in there[:-keep_last]:
+    for path in list_checkpoints(folder)[:-keep_last]:
         if best_step is None or path.name != f"step-{best_step:08d}":
             _remove(path)
-    # What a run left behind that was killed while removing.
-    for path in folder.glob(".step-*.removed"):
-        shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a run left behind that was killed while it wrote or removed a checkpoint."""
+    for pattern in (".step-*.partial-*", ".step-*.removed"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from ..config import PRESETS, ModelConfig
 from ..errors import UserError
@@ -61,6 +62,9 @@ class TrainConfig(BaseModel):
     evaluate_tokens: int = Field(default=500_000, ge=1, description="validation tokens looked at each time, at most")
     checkpoint_every: int | None = Field(default=None, ge=1, description="steps; default: with each evaluation")
     keep_last: int = Field(default=2, ge=1, description="checkpoints kept, beside the best one")
+    spike_threshold: float = Field(
+        default=8.0, ge=0, description="deviations of a loss or gradient norm that is reported with its batch; 0: never"
+    )
     patience: int = Field(default=5, ge=0, description="evaluations without improvement before stopping; 0: never")
 
 
@@ -116,8 +120,9 @@ def override(merged: dict[str, Any], assignments: list[str]) -> RunConfig:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"--set: got {assignment!r}, expected key=value, such as train.lr=0.001")
-        nested: Any = _value(text)
-        for part in reversed(key.strip().split(".")):
+        key = key.strip()
+        nested: Any = _value(text, optional=key in config_keys() and _is_optional(key))
+        for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(merged, nested, "--set")
     try:
@@ -135,15 +140,24 @@ def key_table() -> list[tuple[str, str, str]]:
     """(key, default, description) of every key that --set knows."""
     rows = []
     for key in config_keys():
-        model: type[BaseModel] = RunConfig
-        *parents, name = key.split(".")
-        for parent in parents:
-            model = model.model_fields[parent].annotation  # type: ignore[assignment]
-        info = model.model_fields[name]
+        info = _field(key)
         from_data = info.is_required() or key in ("model.time_scale", "model.time_span")
         default = "from data" if from_data else str(info.default)
         rows.append((key, default, info.description or ""))
     return rows
+
+
+def _field(key: str) -> FieldInfo:
+    model: type[BaseModel] = RunConfig
+    *parents, name = key.split(".")
+    for parent in parents:
+        model = model.model_fields[parent].annotation  # type: ignore[assignment]
+    return model.model_fields[name]
+
+
+def _is_optional(key: str) -> bool:
+    """Whether None is a value of this key; of others, such as model.time_bias, "none" may be one."""
+    return type(None) in get_args(_field(key).annotation)
 
 
 def _keys(model: type[BaseModel], prefix: str) -> list[str]:
@@ -171,12 +185,12 @@ def _merge(target: dict[str, Any], changes: dict[str, Any], origin: str, prefix:
         target[name] = value
 
 
-def _value(text: str) -> Any:
-    """A TOML value; anything that is none is a string, so that quotes may be left out."""
+def _value(text: str, optional: bool) -> Any:
+    """A TOML value; anything that is none is a string, so that quotes may be left out. `optional`: "none" is None."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return None if text.strip() in ("none", "None", "null") else text.strip()
+        return None if optional and text.strip() in ("none", "None", "null") else text.strip()
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class StepMetrics:
     """Figures of one optimizer step; rates are those of this step alone.
 
     Attributes:
+        seconds: of the whole step; wait_seconds: of these, until its data were there.
         gradient_norm: before clipping; None for a step that was skipped, since its gradients overflowed in float16.
         loss_scale: of this step, None unless the run is in float16; skipped: steps skipped so far.
     """
@@ -25,6 +27,7 @@ class StepMetrics:
     gradient_norm: float | None
     tokens: int
     seconds: float
+    wait_seconds: float
     flops: float
     memory: int
     loss_scale: float | None = None
@@ -40,7 +43,8 @@ class RunLog:
         peak: measured floating-point operations per second of this machine's matrix product.
         echo: prints a line.
         every: a line for each so many steps.
-        first_step: the first step to come; TensorBoard drops what an interrupted run wrote from there on.
+        first_step: the first step to come; what an interrupted run recorded from there on is dropped, since it comes
+            again.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class RunLog:
 
         self.total, self.peak, self.every = total, peak, every
         self._echo = echo
+        if first_step > 1:
+            _drop_records(folder / "metrics.jsonl", first_step)
         self._metrics: IO[str] = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._log: IO[str] = (folder / "log.txt").open("a", encoding="utf-8")
         self._board = SummaryWriter(
@@ -86,7 +92,8 @@ class RunLog:
         self.line(
             f"step {metrics.step:>{width}}/{self.total}  loss {metrics.loss:7.4f}  lr {metrics.lr:.2e}  "
             f"norm {norm}  {metrics.tokens / seconds:>9,.0f} tok/s  "
-            f"{100 * metrics.flops / seconds / self.peak:3.0f} % peak  {metrics.memory / 2**30:.2f} GiB  {scale}"
+            f"{100 * metrics.flops / seconds / self.peak:3.0f} % peak  {metrics.memory / 2**30:.2f} GiB  "
+            f"wait {100 * metrics.wait_seconds / seconds:2.0f} %  {scale}"
             f"ETA {duration((self.total - metrics.step) * self._pace)}"
         )
 
@@ -104,12 +111,21 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def read_metrics(folder: Path) -> list[dict[str, object]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All records of a run's metrics.jsonl; a last line cut short by a crash is left out."""
-    records = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    return [record for _, record in _records(folder / "metrics.jsonl")]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, record) of each line that is whole."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            yield line, json.loads(line)
+
+
+def _drop_records(path: Path, first_step: int) -> None:
+    """Leave out what is of `first_step` or later, and a line cut short; at no moment is the file half-written."""
+    kept = [line + "\n" for line, record in _records(path) if record.get("step", 0) < first_step]
+    replacement = path.with_name(f".{path.name}.partial")
+    replacement.write_text("".join(kept), encoding="utf-8")
+    replacement.replace(path)

@@ -47,7 +47,7 @@ def muon(
 def orthogonal(matrix: Array) -> Array:
     """About U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (rows, columns)."""
     number, xp = matrix.dtype.type, array_module(matrix)
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x: Array = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (xp.sqrt((x * x).sum()) + number(1e-7))
     for _ in range(_ITERATIONS):
         a = matmul(x, x.T)

@@ -1,4 +1,4 @@
-"""The loss plot of a run."""
+"""Plots of runs: loss, gradient norm and throughput over the steps, and how attention has learned to decay with age."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ from typing import Any
 
 import numpy as np
 
+from .checkpoint import Checkpoint
 from .metrics import read_metrics
+
+_WIDTH, _DPI = 8, 120
+# Points of a curve of attention's decay.
+_POINTS = 200
 
 
 def plot_run(folder: Path, floor: tuple[str, float] | None = None) -> Path:
     """Draw `plots/loss.png` from a run's metrics: training loss, validation loss, a floor, and the learning rate."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    records: list[dict[str, Any]] = read_metrics(folder)
-    # A resumed run repeats no step, but a crash may have lost some: the last record of a step counts.
-    steps = {r["step"]: r for r in records if r["kind"] == "step"}
-    evaluations = {r["step"]: r for r in records if r["kind"] == "validation"}
+    plt = _pyplot()
+    steps, evaluations = _by_step(folder, "step"), _by_step(folder, "validation")
     x = np.array(sorted(steps))
     loss = np.array([steps[s]["loss"] for s in x])
     figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(8, 5.5), dpi=120, sharex=True, height_ratios=[4, 1], constrained_layout=True
+        2, 1, figsize=(_WIDTH, 5.5), dpi=_DPI, sharex=True, height_ratios=[4, 1], constrained_layout=True
     )
     upper.plot(x, loss, color="#9ecae1", linewidth=0.7, label="training, each step")
     width = max(1, len(x) // 50)
     if len(x) > 2 * width:
-        smooth = np.convolve(loss, np.ones(width) / width, "valid")
-        upper.plot(x[width - 1 :], smooth, color="#2171b5", linewidth=1.5, label=f"training, mean of {width} steps")
+        upper.plot(*_smooth(x, loss), color="#2171b5", linewidth=1.5, label=f"training, mean of {width} steps")
     if evaluations:
         at = sorted(evaluations)
         upper.plot(at, [evaluations[s]["loss"] for s in at], "o-", color="#d94801", markersize=4, label="validation")
@@ -44,11 +41,96 @@ def plot_run(folder: Path, floor: tuple[str, float] | None = None) -> Path:
     lower.plot(x, [steps[s]["lr"] for s in x], color="#31a354", linewidth=1.2)
     lower.set_ylabel("learning rate")
     lower.set_xlabel("step")
-    for axis in (upper, lower):
+    return _save(figure, (upper, lower), folder / "plots" / "loss.png")
+
+
+def plot_training(folders: list[Path], path: Path) -> Path:
+    """Draw runs beside each other: training and validation loss, gradient norm, and tokens per second, over steps."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(3, 1, figsize=(_WIDTH, 8), dpi=_DPI, sharex=True, constrained_layout=True)
+    for number, folder in enumerate(folders):
+        color = f"C{number % 10}"
+        steps, evaluations = _by_step(folder, "step"), _by_step(folder, "validation")
+        x = np.array(sorted(steps))
+        # A step whose gradients overflowed in float16 has no norm.
+        norms = [np.nan if steps[s]["gradient_norm"] is None else steps[s]["gradient_norm"] for s in x]
+        pace = [steps[s]["tokens"] / steps[s]["seconds"] for s in x]
+        for axis, values in zip(axes, ([steps[s]["loss"] for s in x], norms, pace), strict=True):
+            axis.plot(x, values, color=color, linewidth=0.5, alpha=0.3)
+            axis.plot(*_smooth(x, np.array(values)), color=color, linewidth=1.5, label=folder.name)
+        at = sorted(evaluations)
+        axes[0].plot(at, [evaluations[s]["loss"] for s in at], "o", color=color, markersize=4)
+    axes[0].set_ylabel("cross-entropy (nats)\nline: training, dots: validation")
+    axes[1].set_ylabel("norm of the gradient")
+    axes[1].set_yscale("log")
+    axes[2].set_ylabel("tokens per second")
+    axes[2].set_ylim(bottom=0)
+    axes[2].set_xlabel("step")
+    axes[0].legend(frameon=False, fontsize=9)
+    return _save(figure, tuple(axes), path)
+
+
+def plot_decay(checkpoint: Checkpoint, path: Path) -> Path | None:
+    """Draw by how much each head of each layer weighs down a key for its age: exp(−rate · φ(Δt / tau)) over Δt.
+
+    Returns None, and draws nothing, if the model has no time bias.
+    """
+    plt = _pyplot()
+    model = checkpoint.load_model()
+    config = model.config
+    ages = np.geomspace(0.01 * config.time_scale, max(config.time_span, config.time_scale), _POINTS)
+    figure, axes = plt.subplots(
+        len(model.blocks), 1, figsize=(_WIDTH, 1 + 2 * len(model.blocks)), dpi=_DPI, sharex=True, squeeze=False,
+        constrained_layout=True,
+    )  # fmt: skip
+    for index, (block, axis) in enumerate(zip(model.blocks, axes[:, 0], strict=True)):
+        decay = block.attention.decay()
+        if decay is None:
+            plt.close(figure)
+            return None
+        for head, (rate, tau) in enumerate(zip(decay.rate, decay.tau, strict=True)):
+            u = ages / float(tau)
+            weight = np.exp(-float(rate) * (u if decay.kind == "linear" else np.log1p(u)))
+            axis.plot(ages, weight, linewidth=1.3, label=f"head {head}")
+        axis.set_xscale("log")
+        axis.set_ylim(-0.02, 1.02)
+        axis.set_ylabel(f"layer {index}")
+        axis.axvline(config.time_scale, color="#636363", linestyle=":", linewidth=1)
+    axes[0, 0].legend(frameon=False, fontsize=8, ncols=4)
+    axes[0, 0].set_title(f"attention's decay with age ({config.time_bias}); dotted: a typical gap")
+    unit = checkpoint.data["time_unit_seconds"]
+    axes[-1, 0].set_xlabel("age Δt of a key " + ("in positions" if unit is None else f"in units of {unit:g} s"))
+    return _save(figure, tuple(axes[:, 0]), path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _by_step(folder: Path, kind: str) -> dict[int, dict[str, Any]]:
+    return {record["step"]: record for record in read_metrics(folder) if record["kind"] == kind}
+
+
+def _smooth(x: Any, values: Any) -> tuple[Any, Any]:
+    """A running mean over a fiftieth of all steps, of what is a number."""
+    width = max(1, len(x) // 50)
+    known = np.isfinite(values)
+    window = np.ones(width)
+    counts = np.convolve(known, window, "valid")
+    sums = np.convolve(np.where(known, values, 0.0), window, "valid")
+    return x[width - 1 :], np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _save(figure: Any, axes: tuple[Any, ...], path: Path) -> Path:
+    for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    path = folder / "plots" / "loss.png"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    plt.close(figure)
+    _pyplot().close(figure)
     return path

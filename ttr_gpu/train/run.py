@@ -18,7 +18,7 @@ from ..infer.evaluation import Evaluation
 from ..infer.floors import Floor, event_floors, text_floors
 from ..memory import keep_freed_memory
 from ..model import TransformerModel
-from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint, open_newest
 from .config import RunConfig, override, resolve_config
 from .memory_plan import table
 from .metrics import duration
@@ -52,7 +52,7 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
     keep_freed_memory()
     dataset = open_dataset(options.data)
     described = describe(dataset)
-    checkpoint = _resumed(options, dataset) if options.resume else None
+    checkpoint = _resumed(options, dataset, echo) if options.resume else None
     if checkpoint is None:
         config, folder = _new_config(options, dataset), None
     else:
@@ -61,6 +61,7 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
         if changed or options.config:
             raise UserError(f"--resume: cannot change {changed[0] if changed else '--config'}; only train.* may change")
         config = override(checkpoint.config.model_dump(), list(options.assignments))
+        _check_resumable(checkpoint.config, config)
         folder = checkpoint.path.parent.parent
     prepared = folder or _new_folder(options)
     try:
@@ -189,15 +190,29 @@ def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcom
             log.write(line + "\n")
 
 
-def _resumed(options: RunOptions, dataset: Dataset) -> Checkpoint:
+# What a run cannot change on its way, and why: everything else of train.* takes effect from the next step on.
+_ORDER = "the order of the data follows from it"
+_FIXED = {
+    "seed": _ORDER, "tokens_per_batch": _ORDER, "max_length": _ORDER, "accumulate": _ORDER,
+    "optimizer": "what it remembers is of another kind", "ema": "the average began with the run",
+}  # fmt: skip
+
+
+def _check_resumable(before: RunConfig, after: RunConfig) -> None:
+    for name, why in _FIXED.items():
+        old, new = getattr(before.train, name), getattr(after.train, name)
+        if old != new:
+            raise UserError(f"--resume: cannot change train.{name} from {old} to {new}, since {why}; begin a new run")
+
+
+def _resumed(options: RunOptions, dataset: Dataset, echo: Callable[[str], None]) -> Checkpoint:
     if options.resume == "auto":
         runs = [p for p in options.out.glob("*") if list(p.glob("checkpoints/step-*/DONE"))]
         if not runs:
             raise UserError(f"--resume auto: {options.out} holds no run with a checkpoint")
-        path = max(runs, key=lambda p: p.stat().st_mtime)
+        checkpoint = open_newest(max(runs, key=lambda p: p.stat().st_mtime), echo)
     else:
-        path = Path(options.resume or "")
-    checkpoint = open_checkpoint(find_checkpoint(path))
+        checkpoint = open_checkpoint(find_checkpoint(Path(options.resume or "")))
     if checkpoint.data["fingerprint"] != dataset.fingerprint:
         check_same_data(checkpoint, describe(dataset), dataset.path)
         raise UserError(

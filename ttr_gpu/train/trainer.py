@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ..backend import Backend
@@ -22,44 +19,20 @@ from ..infer.evaluation import Evaluation, evaluate_split
 from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
 from .averages import Averages
-from .checkpoint import Checkpoint, prune, save_checkpoint
+from .checkpoint import Checkpoint, clear_leftovers, prune, save_checkpoint
 from .config import RunConfig
 from .loss_scale import LossScale
-from .metrics import RunLog, StepMetrics
+from .metrics import RunLog, StepMetrics, read_metrics
 from .optimizer import Optimizer
 from .plan import Plan, fitted, loaded_program, make_plan
+from .progress import Progress
 from .schedule import learning_rate
+from .signals import stop_signals
+from .spikes import Spike, SpikeDetector, worst_sequences
 
 
 class TrainingDiverged(Exception):
     """The loss or the gradient is not finite; the message says where it began and what to try."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved as a checkpoint's state.json."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_loss: float | None = None
-    best_step: int | None = None
-    stale: int = 0  # evaluations since the best one
-    loss_scale: LossScale = field(default_factory=LossScale)
-    saved_step: int | None = field(default=None, compare=False)
-
-    def state(self) -> dict[str, Any]:
-        """As a checkpoint records it."""
-        state = asdict(self)
-        del state["saved_step"]
-        return state
-
-    @staticmethod
-    def of(state: dict[str, Any]) -> Progress:
-        """From a checkpoint; what one of an earlier release lacks keeps its default."""
-        known = {name: state[name] for name in Progress.__dataclass_fields__ if name in state}
-        known["loss_scale"] = LossScale(**state.get("loss_scale", {}))
-        return Progress(**known, saved_step=state["step"])
 
 
 @dataclass(frozen=True)
@@ -105,6 +78,7 @@ class Trainer:
             self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)
         self._received: list[int] = []
         if resume is not None:
+            clear_leftovers(folder / "checkpoints")
             resume.restore(self.optimizer, self.averages)
             self.progress = Progress.of(resume.state)
         self.batches = TrainingBatches(
@@ -123,6 +97,10 @@ class Trainer:
             self.log = RunLog(
                 folder, self.plan.total_steps, self.plan.peak, echo, log_every, first_step=self.progress.step + 1
             )
+            self.spikes = SpikeDetector(train.spike_threshold)
+            for record in read_metrics(folder):
+                if record["kind"] == "step":
+                    self.spikes.look(record["loss"], record["gradient_norm"])
         except BaseException:
             self.batches.close()
             raise
@@ -131,37 +109,74 @@ class Trainer:
         """Train to the end, or until a signal or a lack of improvement; the last step is always saved."""
         for line in self.plan.lines:
             self.log.line(line)
-        progress, plan = self.progress, self.plan
-        reason = "finished"
         try:
-            with self.batches, _signals() as received:
+            with self.batches, stop_signals() as received:
                 self._received = received
-                while progress.step < plan.total_steps:
+                while (reason := self._reason_to_stop()) is None:
                     self._step()
-                    last = progress.step == plan.total_steps
-                    if last or progress.step % plan.evaluate_every == 0:
-                        improved = self._validate()
-                        if improved or last:
-                            self._save()
-                        if self._stale():
-                            reason = "early"
-                            break
-                    if progress.step % plan.checkpoint_every == 0:
-                        self._save()
-                    if received:
-                        reason = signal.Signals(received[0]).name
-                        break
             self._save()
         finally:
             self.batches.close()
             self.log.close()
-        return Outcome(reason, progress, received[0] if received else None)
+        return Outcome(reason, self.progress, received[0] if received else None)
+
+    def _reason_to_stop(self) -> str | None:
+        """What is due after a step, and whether that was the last one.
+
+        A run that is resumed comes by here before its first step: an evaluation that a signal cut short is made up for,
+        so that it goes on as if it had never been interrupted.
+        """
+        progress, plan = self.progress, self.plan
+        last = progress.step >= plan.total_steps
+        due = last or progress.step % plan.evaluate_every == 0
+        if progress.step > progress.evaluated_step and due and self._validate():
+            self._save()
+        if self._stale():
+            return "early"
+        if progress.step and progress.step % plan.checkpoint_every == 0:
+            self._save()
+        if self._received:
+            return signal.Signals(self._received[0]).name
+        return "finished" if last else None
 
     def _step(self) -> None:
         begin = time.perf_counter()
         batches = list(islice(self.batches, self.config.train.accumulate))
+        waited = time.perf_counter() - begin
         train, progress, model, scaling = self.config.train, self.progress, self.model, self.progress.loss_scale
         step, scale = progress.step + 1, scaling.value
+        loss, norm = self._gradients(step, batches, scale)
+        finite = math.isfinite(norm)
+        spike = self.spikes.look(loss, norm if finite else None)
+        if spike is not None:
+            self._report(step, spike, batches)
+        rate = learning_rate(
+            step, peak=self.config.lr, warmup=self.plan.warmup, total=self.plan.total_steps,
+            min_ratio=train.min_lr_ratio, schedule=train.schedule, decay=train.decay_share,
+        )  # fmt: skip
+        if finite:
+            scaling.succeeded()
+            # Of the updates, not of the steps, depends how far the moments are from their start at zero.
+            updates = step - scaling.skipped
+            self.optimizer.update(updates, rate, norm * scale, 1.0 / scale)
+            if self.averages is not None:
+                self.averages.update(updates)
+        elif not scaling.overflowed():
+            self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
+        seconds = time.perf_counter() - begin
+        tokens = sum(len(batch.tokens) for batch in batches)
+        progress.step, progress.tokens = step, progress.tokens + tokens
+        progress.seconds += seconds
+        metrics = StepMetrics(
+            step=step, loss=loss, lr=rate, gradient_norm=norm if finite else None, tokens=tokens, seconds=seconds,
+            wait_seconds=waited, flops=sum(model.flops(batch) for batch in batches),
+            memory=model.backend.used_bytes(), loss_scale=scale if scaling.dynamic else None, skipped=scaling.skipped,
+        )  # fmt: skip
+        self.log.step(metrics)
+
+    def _gradients(self, step: int, batches: list[Batch], scale: float) -> tuple[float, float]:
+        """Forward and backward of a step; its loss, and the norm of its gradients, which are kept times `scale`."""
+        train, model = self.config.train, self.model
         counts = [int((batch.targets >= 0).sum()) for batch in batches]
         count = max(sum(counts), 1)
         model.zero_gradients()
@@ -175,35 +190,25 @@ class Trainer:
             # Batches weigh by their targets, so that several equal one large batch.
             model.loss_backward(scale * targets / count, saved)
             losses.append((loss, batch, key))
-        norm = self.optimizer.gradient_norm()
+        norm = self.optimizer.gradient_norm() / scale
         # Looked at only now: on a GPU the first look waits for all the work before it.
         for loss, batch, key in losses:
             if not math.isfinite(float(loss)):
                 self._diverged(step, f"the loss is {float(loss)}", batch, key)
-        rate = learning_rate(
-            step, peak=self.config.lr, warmup=self.plan.warmup, total=self.plan.total_steps,
-            min_ratio=train.min_lr_ratio, schedule=train.schedule, decay=train.decay_share,
+        return sum(float(loss) * targets for (loss, _, _), targets in zip(losses, counts, strict=True)) / count, norm
+
+    def _report(self, step: int, spike: Spike, batches: list[Batch]) -> None:
+        """Name the sequences of a step that stood out, those of the highest loss first."""
+        sequences, losses = worst_sequences(self.model, batches)
+        self.log.record(
+            "spike", step=step, what=spike.what, value=spike.value, median=spike.median, sequences=sequences,
+            losses=losses,
         )  # fmt: skip
-        if math.isfinite(norm):
-            scaling.succeeded()
-            # Of the updates, not of the steps, depends how far the moments are from their start at zero.
-            self.optimizer.update(step - scaling.skipped, rate, norm, 1.0 / scale)
-            if self.averages is not None:
-                self.averages.update(step - scaling.skipped)
-        elif not scaling.overflowed():
-            self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
-        seconds = time.perf_counter() - begin
-        tokens = sum(len(batch.tokens) for batch in batches)
-        progress.step, progress.tokens = step, progress.tokens + tokens
-        progress.seconds += seconds
-        self.log.step(
-            StepMetrics(
-                step=step, loss=sum(float(loss) * n for (loss, _, _), n in zip(losses, counts, strict=True)) / count,
-                lr=rate, gradient_norm=norm / scale if math.isfinite(norm) else None, tokens=tokens, seconds=seconds,
-                flops=sum(model.flops(batch) for batch in batches), memory=model.backend.used_bytes(),
-                loss_scale=scale if scaling.dynamic else None, skipped=scaling.skipped,
-            )
-        )  # fmt: skip
+        named = ", ".join(f"{sequence} ({loss:.2f})" for sequence, loss in zip(sequences[:5], losses, strict=False))
+        self.log.line(
+            f"---- step {step}: {spike.what} {spike.value:.4g} stands out, the median before it is {spike.median:.4g}; "
+            f"of the {len(sequences)} training sequences in it, those with the highest loss: {named}"
+        )
 
     def evaluate(self, split_name: str, limit_tokens: int | None = None) -> Evaluation:
         """Evaluate the model as it is on a split."""
@@ -227,6 +232,7 @@ class Trainer:
         if self._received:
             # Cut short, and so no measure: a Ctrl-C need not wait for a long evaluation.
             return False
+        progress.evaluated_step = progress.step
         improved = progress.best_loss is None or result.cross_entropy < progress.best_loss
         if improved:
             progress.best_loss, progress.best_step, progress.stale = result.cross_entropy, progress.step, 0
@@ -272,31 +278,6 @@ class Trainer:
         )
         self.log.line(message)
         raise TrainingDiverged(message)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM for the loop to act on after its step; a second one stops at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        # Written past Python's buffers, which the interrupted code may hold.
-        with suppress(OSError):
-            os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
-
-    try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        # Only the main thread may set handlers; elsewhere (a notebook's worker) signals stay as they are.
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_same_data(checkpoint: Checkpoint, described: dict[str, object], path: Path) -> None:

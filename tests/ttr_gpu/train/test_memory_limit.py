@@ -65,7 +65,7 @@ def test_a_limit_that_nothing_fits_says_what_would(data, tmp_path):
 
 
 def test_another_policy_resumes_exactly(data, tmp_path):
-    options = ("model.num_layers=2", "model.dropout.residual=0.2", "train.checkpoint_every=5", "train.keep_last=9")
+    options = ("model.num_layers=2", "model.dropout.residual=0.2", "train.checkpoint_every=5", "train.keep_last=99")
     run(data, tmp_path / "whole", *options)
     half = tmp_path / "half" / "run"
     run(data, half.parent, *options)

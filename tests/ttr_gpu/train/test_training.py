@@ -84,7 +84,7 @@ def test_resumed_and_uninterrupted_runs_end_with_the_same_bits(data, tmp_path):
     options = ("model.dropout.residual=0.2", "train.evaluate_every=7", "train.patience=0")
     run(data, tmp_path / "whole", *options)
     # Half of it: the schedule is that of the whole run, stopped at an evaluation.
-    run(data, tmp_path / "half", *options, "train.checkpoint_every=7", "train.keep_last=9")
+    run(data, tmp_path / "half", *options, "train.checkpoint_every=7", "train.keep_last=99")
     half = tmp_path / "half" / "run"
     for checkpoint in sorted((half / "checkpoints").iterdir())[1:]:
         shutil.rmtree(checkpoint)
@@ -262,6 +262,12 @@ def test_precedence_and_files(tmp_path):
         resolve(file=file)
     with pytest.raises(UserError, match="did you mean 'nano'"):
         resolve(preset="nanoo")
+
+
+def test_none_is_a_word_where_it_is_one():
+    config = resolve("model.time_bias=none", "train.recompute=none", "model.window=none", "train.steps=None")
+    assert (config.model.time_bias, config.train.recompute) == ("none", "none")
+    assert (config.model.window, config.train.steps) == (None, None)
 
 
 def test_every_key_is_listed():
