@@ -6,6 +6,7 @@ from .attention.cases import OPERATION as ATTENTION
 from .common.cases import Operation
 from .cross_entropy.cases import LINEAR_OPERATION as LINEAR_CROSS_ENTROPY
 from .cross_entropy.cases import OPERATION as CROSS_ENTROPY
+from .decode_attention.cases import OPERATION as DECODE_ATTENTION
 from .dropout_add.cases import OPERATION as DROPOUT_ADD
 from .embedding.cases import OPERATION as EMBEDDING
 from .geglu.cases import OPERATION as GEGLU
@@ -20,6 +21,7 @@ from .time2vec.cases import OPERATION as TIME2VEC
 OPERATIONS: list[Operation] = [
     ATTENTION,
     CROSS_ENTROPY,
+    DECODE_ATTENTION,
     DROPOUT_ADD,
     EMBEDDING,
     GEGLU,
