@@ -11,6 +11,7 @@ from .dropout_add.cases import OPERATION as DROPOUT_ADD
 from .embedding.cases import OPERATION as EMBEDDING
 from .geglu.cases import OPERATION as GEGLU
 from .layer_norm.cases import OPERATION as LAYER_NORM
+from .linear_attention.cases import OPERATION as LINEAR_ATTENTION
 from .log_normal_mixture.cases import OPERATION as LOG_NORMAL_MIXTURE
 from .matmul.cases import OPERATION as MATMUL
 from .rms_norm.cases import OPERATION as RMS_NORM
@@ -26,6 +27,7 @@ OPERATIONS: list[Operation] = [
     EMBEDDING,
     GEGLU,
     LAYER_NORM,
+    LINEAR_ATTENTION,
     LINEAR_CROSS_ENTROPY,
     LOG_NORMAL_MIXTURE,
     MATMUL,
