@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": ("ttr_cli.inspect:inspect", "Show what is in a data set; --verify checks every checksum."),
     "train": ("ttr_cli.train:train", "Train a model on a data set."),
     "eval": ("ttr_cli.evaluate:evaluate", "Evaluate a trained model on a split of a data set."),
+    "generate": ("ttr_cli.generate:generate", "Continue a text, or a sequence of events, with a trained model."),
     "bench": ("ttr_cli.bench:bench", "Time kernels on this machine."),
     "info": ("ttr_cli.info:info", "Print versions, devices, back ends and thread counts."),
 }
