@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .attention_memory import attention_memory
+from .decode import decode
 from .step import step
 
 
@@ -15,6 +16,7 @@ def main() -> None:
 
 main.add_command(step)
 main.add_command(attention_memory)
+main.add_command(decode)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

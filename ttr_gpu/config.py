@@ -28,6 +28,10 @@ class ModelConfig(BaseModel):
     num_layers: int = Field(default=4, ge=1)
     num_heads: int = Field(default=8, ge=1, description="query heads H")
     num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads; default: num_heads")
+    attention: Literal["softmax", "performer"] = Field(
+        default="softmax", description="exact, or approximated in linear time by random features (FAVOR+)"
+    )
+    attention_features: int = Field(default=256, ge=1, description="random features of performer attention")
     window: int | None = Field(default=None, ge=1, description="sliding-window attention span in positions")
     rope_base: float = Field(default=10000.0, gt=1.0)
     time_bias: Literal["none", "linear", "log"] = Field(
@@ -56,6 +60,23 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"num_kv_heads: got {self.num_kv_heads}, expected a divisor of num_heads ({self.num_heads})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _performer_can(self) -> ModelConfig:
+        if self.attention == "performer":
+            if self.time_bias == "log":
+                raise ValueError(
+                    "time_bias: got 'log', expected 'linear' or 'none' with attention 'performer': only an exponential "
+                    "decay factorises"
+                )
+            if self.window is not None:
+                raise ValueError(f"window: got {self.window}, expected none with attention 'performer'")
+            if self.dropout.attention:
+                raise ValueError(
+                    f"dropout.attention: got {self.dropout.attention}, expected 0 with attention 'performer', whose "
+                    "weights are never formed"
+                )
         return self
 
     @property

@@ -11,6 +11,7 @@ from ttr_kernels.common.arrays import Array, array_module
 
 from .backend import CPU, Backend, PackedTokens, to_host
 from .config import ModelConfig
+from .decoding import PREFILL_ROWS, ModelCache, decode_step, prefill
 from .nn.dropout import DropoutKey
 from .nn.embedding import TimedEmbedding, TimedEmbeddingSaved
 from .nn.heads import TokenHead, TokenHeadSaved
@@ -72,6 +73,7 @@ class TransformerModel:
                 time_scale=config.time_scale, norm_eps=config.norm_eps, dropout=config.dropout,
                 precision=self.precision, rng=rng, name=f"blocks.{index}", index=index,
                 residual_layers=2 * config.num_layers,
+                attention_features=config.attention_features if config.attention == "performer" else None,
             )
             for index in range(config.num_layers)
         ]  # fmt: skip
@@ -151,6 +153,41 @@ class TransformerModel:
             x, _ = block.forward(x, sequences, rope)
         return self.head.logits(x if rows is None else x[self.backend.put(rows)])
 
+    def new_cache(self, sequences: int = 1, capacity: int | None = None) -> ModelCache:
+        """An empty cache for decoding so many sequences; its capacity is the window, or what is given."""
+        return ModelCache(self, sequences, capacity)
+
+    def prefill(
+        self, tokens: Array, times: Array, cu_seqlens: Array, cache: ModelCache, rings: Array | None = None,
+        rows: int = PREFILL_ROWS,
+    ) -> Array:  # fmt: skip
+        """Read packed positions that continue sequences of a cache, and predict what follows the last of each.
+
+        Args:
+            tokens: (total,) int32; times: (total,) float64, not descending in a sequence.
+            cu_seqlens: (N + 1,) int32, where the new positions of each sequence begin; at least one each.
+            cache: from `new_cache`; it takes the positions.
+            rings: (N,) int64, the sequences' rings in the cache, all different; default: all rings in order.
+            rows: positions that are computed at a time: more are faster and need more memory; the result is the same
+                to rounding.
+
+        Returns:
+            Logits (N, V).
+
+        Raises:
+            ValueError: a token or time that is none, a time that goes back, or more positions than the cache holds
+                where there is no window.
+        """
+        return prefill(self, tokens, times, cu_seqlens, cache, rings, rows)
+
+    def decode_step(self, tokens: Array, times: Array, cache: ModelCache, rings: Array | None = None) -> Array:
+        """One new position of each sequence, wherever each stands -> logits (B, V) of the token that follows it.
+
+        Time and memory do not depend on the positions. tokens (B,) int32, times (B,) float64; the rest, and what is
+        raised, as in `prefill`.
+        """
+        return decode_step(self, tokens, times, cache, rings)
+
     def find_nonfinite(self, batch: PackedTokens, dropout: DropoutKey | None = None) -> str | None:
         """Name of the first parameter or layer whose values are not finite, in the order of the forward; or None."""
         for p in self.parameters:
@@ -180,14 +217,16 @@ class TransformerModel:
         matrices = sum(p.value.size for p in self.parameters if p.decay and p is not self.embedding.table)
         matrices += self.embedding.table.value.size if config.tied_head else 0
         # Two products forward, five backward (the weights are recomputed), 2 D operations per pair and head each.
-        attention = 14.0 * attention_pairs(batch.cu_seqlens, config.window) * config.embed_dim * config.num_layers
+        attention = 14.0 * attention_pairs(batch.cu_seqlens, config) * config.embed_dim * config.num_layers
         return 6.0 * matrices * len(batch.tokens) + attention
 
 
-def attention_pairs(cu_seqlens: Array, window: int | None) -> float:
-    """Pairs of a query and a key that it sees, in all sequences together."""
+def attention_pairs(cu_seqlens: Array, config: ModelConfig) -> float:
+    """Pairs of a query and a key that it sees, in all sequences together; with random features, of a query and one."""
     lengths = np.diff(cu_seqlens).astype(np.float64)
-    span = lengths if window is None else np.minimum(lengths, window)
+    if config.attention == "performer":
+        return float(lengths.sum()) * config.attention_features
+    span = lengths if config.window is None else np.minimum(lengths, config.window)
     return float((span * (span + 1) / 2 + (lengths - span) * span).sum())
 
 

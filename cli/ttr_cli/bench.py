@@ -38,10 +38,13 @@ def bench(what: str, only: tuple[str, ...], repeats: int, threads: int | None, o
         for timing in time_operation(operation, repeats):
             rows.append(timing)
             speed = f"{timing.flops / timing.forward_seconds / 1e9:8.0f}" if timing.flops else f"{'':>8}"
-            copies = f"{timing.forward_copies:5.1f} {timing.backward_copies:7.1f}"
+            copies, backward = f"{timing.forward_copies:5.1f} {'':>7}", f"{'':>10}"
+            if timing.backward_seconds is not None and timing.backward_copies is not None:
+                copies = f"{timing.forward_copies:5.1f} {timing.backward_copies:7.1f}"
+                backward = f"{1e3 * timing.backward_seconds:>7.3f} ms"
             click.echo(
                 f"{timing.operation:<21} {timing.case:<28} {1e3 * timing.forward_seconds:>7.3f} ms "
-                f"{1e3 * timing.backward_seconds:>7.3f} ms {copies:>13} {speed}"
+                f"{backward} {copies:>13} {speed}"
             )
     click.echo(f"{get_threads()} threads; copies: time over that of copying inputs and outputs once", err=True)
     if output is not None:

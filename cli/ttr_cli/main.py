@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": ("ttr_cli.evaluate:evaluate", "Evaluate a trained model on a split of a data set."),
     "plot": ("ttr_cli.plot:plot", "Draw runs: loss, gradient norm, throughput, how attention decays with age."),
     "checkpoint": ("ttr_cli.checkpoint:checkpoint", "Show checkpoints, average them, export their weights."),
+    "generate": ("ttr_cli.generate:generate", "Continue a text, or a sequence of events, with a trained model."),
     "bench": ("ttr_cli.bench:bench", "Time kernels on this machine."),
     "info": ("ttr_cli.info:info", "Print versions, devices, back ends and thread counts."),
 }

@@ -28,13 +28,18 @@ from .threads import threads_option, use_threads
 @click.option(
     "--memory-limit", metavar="SIZE", help="Such as 4GiB: train.recompute becomes the cheapest policy that fits."
 )
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Time steps 4 to 8 by operation: a table, and a trace in the run's folder.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
 @threads_option
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
     data: Path, preset: str, precision: str | None, config: Path | None, assignments: tuple[str, ...],
-    name: str | None, out: Path, resume: str | None, plan: bool, memory_limit: str | None, device: str,
-    threads: int | None, log_every: int,
+    name: str | None, out: Path, resume: str | None, plan: bool, memory_limit: str | None, profile: bool,
+    device: str, threads: int | None, log_every: int,
 ) -> None:  # fmt: skip
     """Train a model on DATA, a data set made by `ttr-gpu preprocess`.
 
@@ -54,7 +59,7 @@ def train(
     if memory_limit is not None and any(text.strip().startswith("train.recompute") for text in assignments):
         raise click.UsageError("--memory-limit: cannot be combined with --set train.recompute, which it chooses")
     limit = None if memory_limit is None else in_bytes(memory_limit)
-    options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every, limit)
+    options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every, limit, profile)
     if plan:
         show_plan(options, click.echo)
         return

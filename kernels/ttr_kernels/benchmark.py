@@ -14,14 +14,17 @@ from .common.conversion import copy_converted
 
 
 class Timing(NamedTuple):
-    """Medians over the repeats; `copies` are times over that of copying inputs and outputs once."""
+    """Medians over the repeats; `copies` are times over that of copying inputs and outputs once.
+
+    An operation without a backward has None for its times.
+    """
 
     operation: str
     case: str
     forward_seconds: float
-    backward_seconds: float
+    backward_seconds: float | None
     forward_copies: float
-    backward_copies: float
+    backward_copies: float | None
     flops: float
 
 
@@ -38,23 +41,27 @@ def _time_case(operation: Operation, case: Case, repeats: int) -> Timing:
         if isinstance(inputs.get(name), np.ndarray):
             inputs[name] = inputs[name].astype(FLOAT32)
     y, saved = operation.forward(**inputs)
-    dy: Any = np.ones(np.shape(y), FLOAT32) if np.ndim(y) else 1.0
     given = {"out": np.empty_like(y)} if np.ndim(y) else {}
-    first = operation.backward(dy, saved)
+    forward = _median(lambda: operation.forward(**inputs, **given), repeats)
+    read = sum(inputs[name].nbytes for name in operation.activations if isinstance(inputs.get(name), np.ndarray))
+    moved = read + (y.nbytes if np.ndim(y) else 0)
+    copies = forward / _copy_seconds(moved, repeats)
+    backward = operation.backward
+    if backward is None:
+        return Timing(operation.name, case.name, forward, None, copies, None, case.flops)
+    dy: Any = np.ones(np.shape(y), FLOAT32) if np.ndim(y) else 1.0
+    first = backward(dy, saved)
     gradients = first if isinstance(first, tuple) else (first,)
     results = {
         f"d{name}": gradient
         for name, gradient in zip(operation.gradients, gradients, strict=True)
         if gradient is not None and inputs.get(name) is not None
     }
-    forward = _median(lambda: operation.forward(**inputs, **given), repeats)
-    backward = _median(lambda: operation.backward(dy, saved, **results), repeats)
-    read = sum(inputs[name].nbytes for name in operation.activations if isinstance(inputs.get(name), np.ndarray))
-    moved = read + (y.nbytes if np.ndim(y) else 0)
+    seconds = _median(lambda: backward(dy, saved, **results), repeats)
     written = sum(results[f"d{name}"].nbytes for name in operation.activations if f"d{name}" in results)
     return Timing(
-        operation.name, case.name, forward, backward, forward / _copy_seconds(moved, repeats),
-        backward / _copy_seconds(moved + written, repeats), case.flops,
+        operation.name, case.name, forward, seconds, copies, seconds / _copy_seconds(moved + written, repeats),
+        case.flops,
     )  # fmt: skip
 
 

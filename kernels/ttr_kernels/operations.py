@@ -6,10 +6,12 @@ from .attention.cases import OPERATION as ATTENTION
 from .common.cases import Operation
 from .cross_entropy.cases import LINEAR_OPERATION as LINEAR_CROSS_ENTROPY
 from .cross_entropy.cases import OPERATION as CROSS_ENTROPY
+from .decode_attention.cases import OPERATION as DECODE_ATTENTION
 from .dropout_add.cases import OPERATION as DROPOUT_ADD
 from .embedding.cases import OPERATION as EMBEDDING
 from .geglu.cases import OPERATION as GEGLU
 from .layer_norm.cases import OPERATION as LAYER_NORM
+from .linear_attention.cases import OPERATION as LINEAR_ATTENTION
 from .log_normal_mixture.cases import OPERATION as LOG_NORMAL_MIXTURE
 from .matmul.cases import OPERATION as MATMUL
 from .rms_norm.cases import OPERATION as RMS_NORM
@@ -20,10 +22,12 @@ from .time2vec.cases import OPERATION as TIME2VEC
 OPERATIONS: list[Operation] = [
     ATTENTION,
     CROSS_ENTROPY,
+    DECODE_ATTENTION,
     DROPOUT_ADD,
     EMBEDDING,
     GEGLU,
     LAYER_NORM,
+    LINEAR_ATTENTION,
     LINEAR_CROSS_ENTROPY,
     LOG_NORMAL_MIXTURE,
     MATMUL,

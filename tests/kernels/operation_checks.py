@@ -37,6 +37,11 @@ def as_tuple(gradients: Any) -> tuple[Any, ...]:
     return gradients if isinstance(gradients, tuple) else (gradients,)
 
 
+def gradients_of(operation: Operation, dy: Any, saved: Any, **given: Any) -> tuple[Any, ...]:
+    """What the backward returns, as a tuple; nothing where there is none."""
+    return () if operation.backward is None else as_tuple(operation.backward(dy, saved, **given))
+
+
 def differentiated(operation: Operation, inputs: dict[str, Any]) -> list[str]:
     return [name for name in operation.gradients if inputs.get(name) is not None]
 
@@ -66,7 +71,7 @@ def check_reference(operation: Operation, case: Case) -> None:
     _, inputs = rounded_inputs(operation, case, FLOAT32)
     y, saved = operation.forward(**inputs)
     dy = gradient_of_output(y)
-    gradients = dict(zip(operation.gradients, as_tuple(operation.backward(dy.copy(), saved)), strict=True))
+    gradients = dict(zip(operation.gradients, gradients_of(operation, dy.copy(), saved), strict=True))
     rng = np.random.default_rng(5)
     for name in differentiated(operation, inputs):
         value = inputs[name]
@@ -91,14 +96,14 @@ def check_against_reference(operation: Operation, case: Case, dtype: np.dtype) -
     y_exact, saved_exact = operation.forward(**exact)
     assert_close("output", y, y_exact, allowed)
     dy = gradient_of_output(y).astype(np.asarray(y).dtype)
-    gradients = as_tuple(operation.backward(dy.copy(), saved))
-    expected = as_tuple(operation.backward(np.asarray(dy.astype(FLOAT64)), saved_exact))
+    gradients = gradients_of(operation, dy.copy(), saved)
+    expected = gradients_of(operation, np.asarray(dy.astype(FLOAT64)), saved_exact)
     for name, got, want in zip(operation.gradients, gradients, expected, strict=True):
         if inputs.get(name) is not None:
             assert_close(f"gradient of {name}", got, want, 2 * allowed)
     again, saved = operation.forward(**inputs)
     assert np.array_equal(np.asarray(again), np.asarray(y)), "the second run gave other bits"
-    for got, want in zip(as_tuple(operation.backward(dy.copy(), saved)), gradients, strict=True):
+    for got, want in zip(gradients_of(operation, dy.copy(), saved), gradients, strict=True):
         assert got is None or np.array_equal(got, want), "the second backward gave other bits"
 
 
@@ -113,13 +118,13 @@ def check_preallocated(operation: Operation, case: Case) -> None:
         with pytest.raises(ValueError, match="out"):
             operation.forward(**inputs, out=np.empty((*y.shape, 2), y.dtype))
     dy = gradient_of_output(y).astype(np.asarray(y).dtype)
-    gradients = dict(zip(operation.gradients, as_tuple(operation.backward(dy.copy(), saved)), strict=True))
+    gradients = dict(zip(operation.gradients, gradients_of(operation, dy.copy(), saved), strict=True))
     given = {}
     for name in differentiated(operation, inputs):
         start = 3.0 if name in operation.parameters else np.nan
         given[f"d{name}"] = np.full_like(gradients[name], start)
     _, saved = operation.forward(**inputs)
-    operation.backward(dy.copy(), saved, **given)
+    gradients_of(operation, dy.copy(), saved, **given)
     for name in differentiated(operation, inputs):
         want = gradients[name] + 3.0 if name in operation.parameters else gradients[name]
         np.testing.assert_allclose(given[f"d{name}"], want, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -130,7 +135,7 @@ def check_layout(operation: Operation, case: Case) -> None:
     inputs, _ = rounded_inputs(operation, case, FLOAT32)
     y, saved = operation.forward(**inputs)
     dy = gradient_of_output(y).astype(np.asarray(y).dtype)
-    gradients = as_tuple(operation.backward(dy.copy(), saved))
+    gradients = gradients_of(operation, dy.copy(), saved)
 
     def every_other(array: np.ndarray) -> np.ndarray:
         wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
@@ -150,7 +155,7 @@ def check_layout(operation: Operation, case: Case) -> None:
         y2, saved2 = operation.forward(**strided)
         dy2 = change(dy) if dy.ndim else dy
         assert_same(operation, y2, y)
-        for got, want in zip(as_tuple(operation.backward(dy2, saved2)), gradients, strict=True):
+        for got, want in zip(gradients_of(operation, dy2, saved2), gradients, strict=True):
             assert_same(operation, got, want)
 
 
@@ -181,7 +186,7 @@ def check_threads(operation: Operation, case: Case) -> None:
             set_threads(threads)
             y, saved = operation.forward(**inputs)
             dy = gradient_of_output(y).astype(np.asarray(y).dtype)
-            results.append((np.copy(y), *as_tuple(operation.backward(dy, saved))))
+            results.append((np.copy(y), *gradients_of(operation, dy, saved)))
     finally:
         set_threads(before)
     for one, three in zip(*results, strict=True):

@@ -29,6 +29,7 @@ VARIANTS = {
     "no time": {"time_bias": "none", "time_features": "none"},
     "grouped heads, window, tied head": {"num_kv_heads": 2, "window": 5, "tied_head": True},
     "dropout": {"dropout": DropoutConfig(attention=0.2, feed_forward=0.1, residual=0.3)},
+    "performer": {"attention": "performer", "attention_features": 12, "time_bias": "linear", "num_kv_heads": 2},
 }
 
 
@@ -165,3 +166,37 @@ def test_gpt2_preset_has_the_parameters_of_gpt2():
     c = ModelConfig(**fields)
     matrices = c.num_layers * (4 * c.embed_dim**2 + 3 * c.embed_dim * c.hidden_dim) + 50257 * c.embed_dim
     assert matrices == pytest.approx(124e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "time_bias: got 'log', expected 'linear' or 'none' with attention 'performer'"),
+        ({"time_bias": "linear", "window": 5}, "window: got 5, expected none with attention 'performer'"),
+        (
+            {"time_bias": "none", "dropout": DropoutConfig(attention=0.1)},
+            r"dropout\.attention: got 0\.1, expected 0 with attention 'performer'",
+        ),
+    ],
+)
+def test_performer_attention_refuses_what_it_cannot_do(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(attention="performer", **changes)
+
+
+def test_performer_attention_comes_close_to_softmax():
+    """The same weights, softmax and random features; the more of these, the closer."""
+    exact = TransformerModel(config(time_bias="linear"), seed=2)
+    for block in exact.blocks:
+        # Small queries and keys: what features approximate well.
+        block.attention.qkv.value[:32] *= 0.3
+    batch = packed([40, 12], 11)
+    errors = []
+    for features in (16, 4096):
+        linear = TransformerModel(
+            config(time_bias="linear", attention="performer", attention_features=features), seed=2
+        )
+        linear.flat.values[...] = exact.flat.values
+        errors.append(np.abs(linear.logits(batch) - exact.logits(batch)).max() / np.abs(exact.logits(batch)).max())
+    assert errors[1] < 0.05
+    assert errors[1] < errors[0] / 4

@@ -6,8 +6,11 @@ position happened.
 """
 
 from ..config import DropoutConfig
+from .continuation import Continuation
 from .dropout import DropoutKey
 from .feed_forward_geglu import FeedForwardGeGLU
+from .key_value_cache import KeyValueCache
+from .linear_attention_cache import LinearAttentionCache
 from .multi_head_attention import MultiHeadAttention
 from .parameter import Parameter
 from .sequences import Sequences
@@ -15,9 +18,12 @@ from .time2vec import TimeEncoding
 from .transformer_block import TransformerBlock
 
 __all__ = [
+    "Continuation",
     "DropoutConfig",
     "DropoutKey",
     "FeedForwardGeGLU",
+    "KeyValueCache",
+    "LinearAttentionCache",
     "MultiHeadAttention",
     "Parameter",
     "Sequences",

@@ -9,11 +9,20 @@ import numpy as np
 
 from ttr_kernels.attention import AttentionSaved, TimeBias, attention_backward, attention_forward
 from ttr_kernels.common.arrays import Array, array_module
-from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
+from ttr_kernels.linear_attention import (
+    LinearAttentionSaved,
+    linear_attention_backward,
+    linear_attention_forward,
+    orthogonal_features,
+)
+from ttr_kernels.matmul import LinearSaved, linear, linear_backward, linear_forward
 from ttr_kernels.rope import RopeSaved, RopeTable, rope_backward, rope_forward
 
 from ..precision import Precision
+from .continuation import Continuation
 from .dropout import DropoutKey
+from .key_value_cache import KeyValueCache
+from .linear_attention_cache import LinearAttentionCache
 from .parameter import Parameter, normal
 from .sequences import Sequences
 
@@ -24,7 +33,7 @@ class MultiHeadAttentionSaved:
 
     project: LinearSaved
     rope: RopeSaved
-    attention: AttentionSaved
+    attention: AttentionSaved | LinearAttentionSaved
     output: LinearSaved
 
 
@@ -33,12 +42,15 @@ class MultiHeadAttention:
 
     The decay of head h is −rate_h · φ(Δt / tau_h) with rate_h = softplus(rate.value[h]) and
     tau_h = time_scale · softplus(tau.value[h]), so that both stay positive whatever the optimizer does.
+
+    With a number of random `features` the softmax is approximated in linear time (ttr_kernels.linear_attention):
+    without window and dropout of weights, and with a linear time bias or none.
     """
 
     def __init__(
         self, embed_dim: int, num_heads: int, *, num_kv_heads: int, window: int | None, time_bias: str,
         time_scale: float, dropout: float, output_scale: float, precision: Precision, rng: np.random.Generator,
-        name: str, site: int,
+        name: str, site: int, features: int | None = None,
     ) -> None:  # fmt: skip
         self.heads, self.kv_heads, self.dim = num_heads, num_kv_heads, embed_dim // num_heads
         self.window, self.time_bias, self.time_scale = window, time_bias, time_scale
@@ -48,6 +60,9 @@ class MultiHeadAttention:
         self.qkv = Parameter(f"{name}.qkv.weight", normal(rng, (rows, embed_dim), embed_dim**-0.5, master))
         output = normal(rng, (embed_dim, num_heads * self.dim), output_scale * embed_dim**-0.5, master)
         self.output = Parameter(f"{name}.output.weight", output)
+        self.cache: KeyValueCache | LinearAttentionCache | None = None
+        # They follow from the layer's number, so that a checkpoint need not hold them.
+        self.features = None if features is None else orthogonal_features(features, self.dim, site, precision.master)
         self.rate: Parameter | None = None
         self.tau: Parameter | None = None
         if time_bias != "none":
@@ -90,17 +105,20 @@ class MultiHeadAttention:
 
     def _mix(
         self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None
-    ) -> tuple[Array, LinearSaved, RopeSaved, AttentionSaved]:
+    ) -> tuple[Array, LinearSaved, RopeSaved, AttentionSaved | LinearAttentionSaved]:
         fused, project = linear_forward(x, self.qkv.cast(self.precision.compute))
         q, k, v, rotated = self._split(fused)
         _, turned = rope_forward(rotated, rope, out=rotated)
         drop: dict[str, Any] = {}
         if dropout is not None and self.dropout > 0:
             drop = {"dropout": self.dropout, "seed": dropout.seed, "offset": dropout.offset(self.site)}
-        mixed, attended = attention_forward(
-            q, k, v, window=self.window, cu_seqlens=sequences.cu_seqlens, times=sequences.times,
-            time_bias=self.decay(), **drop,
-        )  # fmt: skip
+        packed: dict[str, Any] = {"cu_seqlens": sequences.cu_seqlens, "times": sequences.times}
+        attended: AttentionSaved | LinearAttentionSaved
+        if self.features is None:
+            mixed, attended = attention_forward(q, k, v, window=self.window, time_bias=self.decay(), **packed, **drop)
+        else:
+            features = array_module(x).asarray(self.features)
+            mixed, attended = linear_attention_forward(q, k, v, features, time_bias=self.decay(), **packed)
         return mixed.reshape(len(x), -1), project, turned, attended
 
     def backward(self, dy: Array, saved: MultiHeadAttentionSaved) -> Array:
@@ -108,15 +126,43 @@ class MultiHeadAttention:
         dmixed, _, _ = linear_backward(dy, saved.output, dweight=self.output.gradient)
         dfused = array_module(dy).empty((len(dy), len(self.qkv.value)), dy.dtype)
         dq, dk, dv, drotated = self._split(dfused)
-        _, _, _, decay = attention_backward(
-            dmixed.reshape(saved.attention.q.shape), saved.attention, dq=dq, dk=dk, dv=dv
-        )
+        attended, dmixed = saved.attention, dmixed.reshape(saved.attention.q.shape)
+        if isinstance(attended, AttentionSaved):
+            decay = attention_backward(dmixed, attended, dq=dq, dk=dk, dv=dv)[3]
+        else:
+            decay = linear_attention_backward(dmixed, attended, dq=dq, dk=dk, dv=dv)[3]
         if decay is not None and self.rate is not None and self.tau is not None:
             self.rate.gradient += decay.rate * _sigmoid(self.rate.value)
             self.tau.gradient += decay.tau * self.rate.value.dtype.type(self.time_scale) * _sigmoid(self.tau.value)
         rope_backward(drotated, saved.rope, dx=drotated)
         dx, _, _ = linear_backward(dfused, saved.project, dweight=self.qkv.gradient)
         return dx
+
+    def new_cache(
+        self, sequences: int = 1, capacity: int | None = None, lengths: Array | None = None
+    ) -> KeyValueCache | LinearAttentionCache:
+        """An empty cache for decoding so many sequences; `capacity` as in KeyValueCache."""
+        if self.features is not None:
+            return LinearAttentionCache(sequences, self.heads, self.features, lengths=lengths)
+        return KeyValueCache(
+            sequences, self.kv_heads, self.dim, self.precision.compute, window=self.window, capacity=capacity,
+            lengths=lengths, xp=array_module(self.qkv.value),
+        )  # fmt: skip
+
+    def clear_cache(self, sequences: int = 1, capacity: int | None = None) -> None:
+        """Forget: `TransformerBlock.decode` then begins new sequences, as many as are given."""
+        self.cache = self.new_cache(sequences, capacity)
+
+    def extend(
+        self, x: Array, new: Continuation, rope: RopeTable, cache: KeyValueCache | LinearAttentionCache, rings: Array
+    ) -> Array:
+        """x (total, C) of new positions -> y (total, C). They see each other and what the cache holds of their
+        sequences, `rings` (N,), and are written to it."""
+        dtype = self.precision.compute
+        q, k, v, rotated = self._split(linear(x, self.qkv.cast(dtype)))
+        rope_forward(rotated, rope, out=rotated)
+        mixed = cache.attend(q, k, v, new, rings, self.decay())
+        return linear(mixed.reshape(len(x), -1), self.output.cast(dtype))
 
     def _split(self, fused: Array) -> tuple[Array, Array, Array, Array]:
         """Views of a fused (total, (H + 2·H_kv)·D) array: q, k, v, and q with k, which are rotated."""

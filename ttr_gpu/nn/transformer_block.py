@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array
+from ttr_kernels.common.arrays import Array, array_module, check
 from ttr_kernels.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
-from ttr_kernels.rms_norm import RmsNormSaved, rms_norm_backward, rms_norm_forward
+from ttr_kernels.rms_norm import RmsNormSaved, rms_norm, rms_norm_backward, rms_norm_forward
 from ttr_kernels.rope import RopeTable
 
 from ..config import DropoutConfig
 from ..precision import Precision, precision
+from .continuation import Continuation
 from .dropout import DropoutKey
 from .feed_forward_geglu import FeedForwardGeGLU, FeedForwardSaved
+from .key_value_cache import KeyValueCache
+from .linear_attention_cache import LinearAttentionCache
 from .multi_head_attention import MultiHeadAttention, MultiHeadAttentionSaved
 from .parameter import Parameter
 from .sequences import Sequences
@@ -50,6 +53,7 @@ class TransformerBlock:
         precision: "float32", "bfloat16" or "float16", or a `Precision`.
         rng: for the initial weights; default: a generator seeded with 0.
         residual_layers: residual branches of the whole model, which the initial weights of their ends allow for.
+        attention_features: random features of linear attention; None: softmax attention. See MultiHeadAttention.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class TransformerBlock:
         name: str = "block",
         index: int = 0,
         residual_layers: int = 2,
+        attention_features: int | None = None,
     ) -> None:
         rates = dropout or DropoutConfig()
         rng = rng or np.random.default_rng(0)
@@ -82,7 +87,7 @@ class TransformerBlock:
         self.attention = MultiHeadAttention(
             embed_dim, num_heads, num_kv_heads=num_kv_heads or num_heads, window=window, time_bias=time_bias,
             time_scale=time_scale, dropout=rates.attention, output_scale=output_scale, precision=self.precision,
-            rng=rng, name=f"{name}.attention", site=self.site,
+            rng=rng, name=f"{name}.attention", site=self.site, features=attention_features,
         )  # fmt: skip
         self.feed_forward_norm = Parameter(f"{name}.feed_forward_norm.weight", ones.copy(), decay=False)
         self.feed_forward = FeedForwardGeGLU(
@@ -182,6 +187,66 @@ class TransformerBlock:
             dnormed, saved.attention_norm, dsum=dsum, dx=dnormed, dweight=self.attention_norm.gradient
         )
         return dx.reshape(dy.shape)
+
+    def extend(
+        self, x: Array, new: Continuation, rope: RopeTable, cache: KeyValueCache | LinearAttentionCache, rings: Array
+    ) -> Array:
+        """x (total, C) of new positions -> y (total, C), as `forward` would give after all the positions before them;
+        they are written to the cache. Without dropout; nothing is saved."""
+        normed = rms_norm(x, self.attention_norm.value, eps=self.norm_eps)
+        mixed = self.attention.extend(normed, new, rope, cache, rings)
+        normed, norm = rms_norm_forward(
+            mixed, self.feed_forward_norm.value, residual=x, eps=self.norm_eps, sum_out=mixed
+        )
+        fed, _ = self.feed_forward.forward(normed)
+        y, _ = dropout_add_forward(fed, norm.x, rate=0.0, out=fed)
+        return y
+
+    def decode(self, x: Array, timestamp: float | Array, position: int | Array) -> Array:
+        """One new position of each sequence in the attention's own cache: constant time and memory.
+
+        Args:
+            x: (B, C) in the dtype of the precision, one row for each sequence of the cache; `attention.clear_cache(B)`
+                begins new ones (the first call makes a cache for as many sequences as there are rows).
+            timestamp: when it happened, one number or (B,) float64; not before the position before it.
+            position: from 0, one number or (B,): the next of each sequence.
+
+        Returns:
+            (B, C), the row that `forward` over the whole sequence would give for it.
+        """
+        cache = self.attention.cache
+        if cache is None:
+            self.attention.clear_cache(max(len(x), 1))
+            cache = self.attention.cache
+            assert cache is not None
+        check(x=(x, "B C"))
+        rings = np.arange(len(cache.lengths))
+        if x.shape != (len(rings), self.embed_dim):
+            raise ValueError(
+                f"x: got shape {x.shape}, expected ({len(rings)}, {self.embed_dim}): a row per sequence of the cache"
+            )
+        xp = array_module(x)
+        times = xp.broadcast_to(xp.asarray(timestamp, np.float64), len(rings)).copy()
+        before = np.broadcast_to(np.asarray(position, np.int64), len(rings)).copy()
+        for got, expected in zip(before, cache.lengths, strict=True):
+            if got != expected:
+                raise ValueError(
+                    f"position: got {got}, expected {expected}, the next in the cache; attention.clear_cache() begins "
+                    "a new sequence"
+                )
+        ones = np.ones(len(rings), np.int64)
+        cache.check_room(rings, ones)
+        last = cache.last_times(rings)
+        early = xp.flatnonzero(~(times >= last) & xp.asarray(before > 0) | ~xp.isfinite(times))
+        if len(early):
+            got, after = float(times[early[0]]), float(last[early[0]])
+            raise ValueError(
+                f"timestamp: got {got!r}, expected a finite time, not before {after!r}, the last in the cache"
+            )
+        new = Continuation(np.arange(len(rings) + 1, dtype=np.int32), times, before, last)
+        y = self.extend(x, new, self.rope(new), cache, rings)
+        cache.advance(rings, ones)
+        return y
 
 
 def _precision(value: str | Precision) -> Precision:

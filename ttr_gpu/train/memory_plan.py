@@ -159,9 +159,7 @@ def extra_flops(model: TransformerModel, batch: Batch, recompute: Recompute) -> 
     """Operations of a step that a policy adds to `model.flops`: matrix products and attention that run twice."""
     shape, rows = model.config, len(batch.tokens)
     qkv = shape.embed_dim + 2 * shape.kv_heads * shape.head_dim
-    attention = (
-        2.0 * rows * shape.embed_dim * qkv + 4.0 * attention_pairs(batch.cu_seqlens, shape.window) * shape.embed_dim
-    )
+    attention = 2.0 * rows * shape.embed_dim * qkv + 4.0 * attention_pairs(batch.cu_seqlens, shape) * shape.embed_dim
     feed_forward = 4.0 * rows * shape.embed_dim * shape.hidden_dim
     again = {
         "none": 0.0, "attention": attention, "feed_forward": feed_forward,

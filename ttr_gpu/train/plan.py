@@ -174,7 +174,8 @@ def _step_seconds(
         # Large models reach about two thirds of the peak.
         return flops / (0.66 * peak) / share
     seconds = 0.0
-    for batch in (full_batch(config, 1), half):  # the first loads the kernels
+    # The first loads the kernels, the second makes the process's memory grow.
+    for batch in (full_batch(config, 1), half, half):
         begin = time.perf_counter()
         _, saved = model.loss_forward(batch, recompute=recompute)
         model.loss_backward(1.0, saved)

@@ -70,6 +70,13 @@ class StepProfile:
         if len(self._steps) == _PROFILED:
             self._write()
 
+    def finish(self) -> None:
+        """The run has ended: what was profiled of it is written if that has not happened."""
+        if not self._steps:
+            self._echo(f"profile     none: the run ended before step {_SKIPPED + 1}")
+        elif len(self._steps) < _PROFILED:
+            self._write()
+
     def _take(self, profiler: Profiler) -> None:
         self._calls += zip(profiler.calls, profiler.described, strict=True)
 
@@ -92,7 +99,7 @@ class StepProfile:
         """Lines of text: time, arithmetic and memory traffic of each operation beside what the device can do."""
         copy = measure_copy_bandwidth(self.backend)
         lines = [
-            f"{_PROFILED} steps of {1e3 * self.step_seconds():,.1f} ms; limits measured: matrix product "
+            f"{len(self._steps)} steps of {1e3 * self.step_seconds():,.1f} ms; limits measured: matrix product "
             f"{self.peak / 1e9:,.0f} GFLOP/s, copy {copy / 1e9:,.1f} GB/s (read and written)",
             f"{'operation':<32}{'calls':>7}{'ms/step':>10}{'share':>8}{'GFLOP/s':>10}{'% peak':>8}"
             f"{'GB/s':>8}{'% copy':>8}",

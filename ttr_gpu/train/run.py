@@ -41,6 +41,7 @@ class RunOptions:
     device: str = "auto"
     log_every: int = 1
     memory_limit: int | None = None
+    profile: bool = False
 
 
 def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
@@ -67,7 +68,7 @@ def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
     try:
         trainer = Trainer(
             config, dataset, prepared, described, backend=backend, echo=echo, log_every=options.log_every,
-            resume=checkpoint, memory_limit=options.memory_limit,
+            resume=checkpoint, memory_limit=options.memory_limit, profile=options.profile,
         )  # fmt: skip
     except BaseException:
         if folder is None:

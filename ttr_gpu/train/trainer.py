@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from .loss_scale import LossScale
 from .metrics import RunLog, StepMetrics, read_metrics
 from .optimizer import Optimizer
 from .plan import Plan, fitted, loaded_program, make_plan
+from .profile import StepProfile
 from .progress import Progress
 from .schedule import learning_rate
 from .signals import stop_signals
@@ -57,12 +59,13 @@ class Trainer:
         log_every: a console line for each so many steps.
         resume: a checkpoint to go on from.
         memory_limit: bytes that the run may take: `config.train.recompute` becomes the cheapest policy that does.
+        profile: time the operations of a few steps.
     """
 
     def __init__(
         self, config: RunConfig, dataset: Dataset, folder: Path, described: dict[str, object], *,
         backend: Backend, echo: Callable[[str], None], log_every: int = 1, resume: Checkpoint | None = None,
-        memory_limit: int | None = None,
+        memory_limit: int | None = None, profile: bool = False,
     ) -> None:  # fmt: skip
         self.dataset, self.folder, self.described = dataset, folder, described
         self.split = dataset.split("train")
@@ -97,6 +100,7 @@ class Trainer:
             self.log = RunLog(
                 folder, self.plan.total_steps, self.plan.peak, echo, log_every, first_step=self.progress.step + 1
             )
+            self.profile = StepProfile(folder, backend, self.plan.peak, self.log.line) if profile else None
             self.spikes = SpikeDetector(train.spike_threshold)
             for record in read_metrics(folder):
                 if record["kind"] == "step":
@@ -113,8 +117,11 @@ class Trainer:
             with self.batches, stop_signals() as received:
                 self._received = received
                 while (reason := self._reason_to_stop()) is None:
-                    self._step()
+                    with self.profile.step() if self.profile is not None else nullcontext():
+                        self._step()
             self._save()
+            if self.profile is not None:
+                self.profile.finish()
         finally:
             self.batches.close()
             self.log.close()

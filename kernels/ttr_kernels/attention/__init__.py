@@ -148,7 +148,7 @@ def attention_forward(
             q=(q, "total H D"), k=(k, "total H_kv D"), v=(v, "total H_kv D"),
             times=(times, "total", [FLOAT64]), key_times=(key_times, "total", [FLOAT64]),
         )  # fmt: skip
-        query_offsets = key_offsets = _checked_offsets(cu_seqlens, sizes["total"])
+        query_offsets = key_offsets = checked_offsets(cu_seqlens, sizes["total"])
     dtype = check_same_dtype(q=q, k=k, v=v)
     if sizes["H"] % max(sizes["H_kv"], 1) or not sizes["H_kv"]:
         raise ValueError(f"k: got {sizes['H_kv']} heads, expected a divisor of the {sizes['H']} heads of q")
@@ -156,7 +156,7 @@ def attention_forward(
         raise ValueError(f"window: got {window}, expected at least 1")
     check_rate("dropout", dropout)
     if time_bias is not None:
-        time_bias = _checked_time_bias(time_bias, sizes["H"], q)
+        time_bias = checked_time_bias(time_bias, sizes["H"], q)
         if times is None:
             raise ValueError("times: got None, expected float64 timestamps, since a time_bias is given")
         if not causal:
@@ -238,7 +238,8 @@ def attention_backward(
     return dq, dk, dv, gradient
 
 
-def _checked_offsets(cu_seqlens: Array, total: int) -> Array:
+def checked_offsets(cu_seqlens: Array, total: int) -> Array:
+    """`cu_seqlens` as int64 on the host; for operations that take packed sequences as attention does."""
     check(cu_seqlens=(cu_seqlens, "N+1", [INT32]))
     if not isinstance(cu_seqlens, np.ndarray):
         cu_seqlens = array_module(cu_seqlens).asnumpy(cu_seqlens)
@@ -251,7 +252,8 @@ def _checked_offsets(cu_seqlens: Array, total: int) -> Array:
     return offsets
 
 
-def _checked_time_bias(given: TimeBias, heads: int, q: Array) -> TimeBias:
+def checked_time_bias(given: TimeBias, heads: int, q: Array) -> TimeBias:
+    """The bias with its arrays viewed as `q`'s kind; for operations whose weights decay as attention's do."""
     bias = TimeBias(view_of_cuda_array(given.rate), view_of_cuda_array(given.tau), given.kind)
     if bias.kind not in ("linear", "log"):
         raise ValueError(f"time_bias.kind: got {bias.kind!r}, expected 'linear' or 'log'")

@@ -28,12 +28,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Operation:
-    """A forward/backward pair and what a test must know to check it.
+    """A forward/backward pair (or a forward alone) and what a test must know to check it.
 
     Attributes:
         name: of the slice.
         forward: `forward(**inputs, out=None) -> (y, saved)`.
-        backward: `backward(dy, saved, d<name>=None, ...) -> gradients` in the order of `gradients`.
+        backward: `backward(dy, saved, d<name>=None, ...) -> gradients` in the order of `gradients`; None for an
+            operation of inference alone.
         activations: inputs cast to the dtype under test; their gradients are written.
         parameters: inputs that stay float32 whatever the dtype; their gradients accumulate.
         gradients: the inputs that have a gradient, in the order in which the backward returns them.
@@ -44,7 +45,7 @@ class Operation:
 
     name: str
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    backward: Callable[..., Any] | None
     activations: tuple[str, ...]
     parameters: tuple[str, ...]
     gradients: tuple[str, ...]

@@ -51,6 +51,17 @@ def test_operations_of_a_step(tmp_path):
     assert [event["name"] for event in events].count("matmul") == 5
 
 
+def test_a_short_run_is_profiled_as_far_as_it_went(tmp_path):
+    for steps, expected in ((3, "profile     none: the run ended before step 4"), (5, "2 steps of")):
+        said = []
+        profile = StepProfile(tmp_path, CPU, 1e9, said.append)
+        for _ in range(steps):
+            with profile.step():
+                step()
+        profile.finish()
+        assert said[0].startswith(expected)
+
+
 def test_time_of_nested_operations_is_counted_once():
     x, weight = np.ones((4, 8), np.float32), np.ones((3, 8), np.float32)
     with profiled() as profiler:

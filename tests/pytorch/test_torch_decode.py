@@ -1,0 +1,31 @@
+"""Our decoding beside the peer's of `benchmarks decode`, from before the ring is full to after it has wrapped twice."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch.nn.functional", reason="PyTorch is not installed: pip install torch==2.13.0")
+
+from benchmarks.peers import torch_decode, torch_model
+from ttr_gpu.config import ModelConfig
+from ttr_gpu.model import TransformerModel
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_kv_heads": 1, "time_bias": "linear"}, {"time_features": "none", "tied_head": True}]
+)
+def test_the_peer_decodes_what_we_decode(changes):
+    import torch
+
+    fields = {"vocabulary_size": 11, "embed_dim": 16, "hidden_dim": 24, "num_layers": 2, "num_heads": 2, "window": 9}
+    model = TransformerModel(ModelConfig(**{**fields, **changes}), seed=1)
+    model.flat.values[...] *= 2.0
+    peer = torch_model.TorchModel(model.config)
+    torch_model.load_weights(peer, model)
+    decoder, cache = torch_decode.Decoder(peer, 3), model.new_cache(3)
+    rng = np.random.default_rng(0)
+    times = np.zeros(3)
+    for _ in range(25):
+        tokens, times = rng.integers(0, 11, 3), times + rng.exponential(3.0, 3)
+        ours = model.decode_step(tokens, times, cache)
+        theirs = decoder.step(torch.from_numpy(tokens), torch.from_numpy(times)).numpy()
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())

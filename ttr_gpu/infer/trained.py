@@ -1,0 +1,71 @@
+"""A trained model together with what its data set knows: tokenizer or names of types, unit and origin of its times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.dataset import open_dataset
+from ..data.timestamps import TimestampParser
+from ..data.tokenizer import TextTokenizer
+from ..errors import UserError
+from ..model import TransformerModel
+from ..train.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from ..train.run import describe
+from ..train.trainer import check_same_data
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What inference needs.
+
+    Attributes:
+        tokenizer: of texts, or names of the event types.
+        time_unit_seconds: None where times are positions.
+        origin: what was subtracted from all times, in that unit.
+    """
+
+    checkpoint: Checkpoint
+    model: TransformerModel
+    tokenizer: TextTokenizer | list[str]
+    time_unit_seconds: float | None
+    origin: float
+
+    def parse_time(self, text: str, option: str) -> float:
+        """A time as in the data: a number in their unit, or a date with its zone. UserError naming the option."""
+        if self.time_unit_seconds is None:
+            raise UserError(
+                f"{option}: got {text!r}, but times of this model are positions, since its data had no timestamps; "
+                f"leave {option} out"
+            )
+        try:
+            return TimestampParser(self.time_unit_seconds).parse(text)
+        except ValueError as error:
+            said = str(error).removeprefix("time: ").removesuffix(", or the option --assume-utc")
+            raise UserError(f"{option}: {said}") from None
+
+
+def open_trained(run: Path, data: Path | None = None, best: bool = True) -> Trained:
+    """The best (or last) checkpoint of a run folder, or a checkpoint itself.
+
+    Args:
+        run: run folder or checkpoint.
+        data: the data set it was trained on, or one with the same vocabulary; default: where it was then.
+
+    Raises:
+        UserError: no checkpoint there, or no such data set.
+    """
+    checkpoint = open_checkpoint(find_checkpoint(run, best=best))
+    path = data or Path(checkpoint.data["path"])
+    try:
+        dataset = open_dataset(path)
+    except UserError as error:
+        if data is not None:
+            raise
+        raise UserError(
+            f"{checkpoint.path}: holds no vocabulary, and its data set cannot be read ({error}); say where it is: "
+            "--data data.zarr"
+        ) from None
+    check_same_data(checkpoint, describe(dataset), path)
+    tokenizer = dataset.tokenizer() if dataset.vocabulary is None else dataset.vocabulary
+    return Trained(checkpoint, checkpoint.load_model(), tokenizer, dataset.time_unit_seconds, dataset.origin)
