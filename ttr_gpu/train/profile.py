@@ -146,15 +146,15 @@ def _flops(call: Call) -> float:
     """Floating-point operations of the matrix products and of attention; 0 for others."""
     given, result = call.arguments, call.result
     if call.name == "matmul":
-        return 2.0 * given[0].size * given[1].shape[1]
+        return float(2.0 * given[0].size * given[1].shape[1])
     if call.name == "linear_forward":
-        return 2.0 * given[0].size * given[1].shape[0]
+        return float(2.0 * given[0].size * given[1].shape[0])
     if call.name == "linear_backward":
-        return 4.0 * given[0].size * given[1].x.shape[-1]
+        return float(4.0 * given[0].size * given[1].x.shape[-1])
     if call.name == "attention_forward":
-        return 4.0 * _pairs(result[1]) * result[1].q.shape[-1]
+        return float(4.0 * _pairs(result[1]) * result[1].q.shape[-1])
     if call.name == "attention_backward":
-        return 10.0 * _pairs(given[1]) * given[1].q.shape[-1]
+        return float(10.0 * _pairs(given[1]) * given[1].q.shape[-1])
     return 0.0
 
 
@@ -163,13 +163,13 @@ def _pairs(saved: AttentionSaved) -> float:
     visibility = saved.visibility
     queries, keys = np.diff(visibility.query_offsets), np.diff(visibility.key_offsets)
     if not visibility.causal:
-        return float((queries * keys).sum()) * saved.q.shape[-2]
+        return float((queries * keys).sum() * saved.q.shape[-2])
     # Query i of n sees keys up to i + (m − n), and no more than a window of them.
     total = 0.0
     for n, m in zip(queries.tolist(), keys.tolist(), strict=True):
         seen = np.clip(np.arange(n, dtype=np.float64) + (m - n) + 1, 0, m)
         total += float((np.minimum(seen, visibility.window) if visibility.window else seen).sum())
-    return total * saved.q.shape[-2]
+    return float(total * saved.q.shape[-2])
 
 
 def _event(name: str, begin: float, seconds: float, arguments: dict[str, Any]) -> dict[str, Any]:
