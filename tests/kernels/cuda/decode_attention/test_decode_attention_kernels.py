@@ -1,0 +1,69 @@
+"""The kernels of decoding attention on the emulator, beyond the table of cases: groups of many heads, rows that begin
+anywhere, results that do not depend on the rest of the batch, years between events."""
+
+import emulator
+import numpy as np
+import pytest
+
+from ttr_kernels.attention import TimeBias
+from ttr_kernels.common.arrays import BFLOAT16, FLOAT64
+from ttr_kernels.common.cuda.launch import use_executor
+from ttr_kernels.decode_attention import decode_attention
+
+pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
+
+
+@pytest.fixture(params=[("plain", 0), ("check", 1)], ids=lambda p: f"{p[0]}-{p[1]}")
+def on_emulator(request):
+    with use_executor(emulator.EmulatorExecutor(*request.param)), emulator.poisoned_empty():
+        yield
+
+
+def made(lengths, capacity, heads, kv_heads, dim, dtype=np.float32):
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((len(lengths), heads, dim)).astype(dtype)
+    k, v = rng.standard_normal((2, len(lengths), capacity, kv_heads, dim)).astype(dtype)
+    return {"q": q, "k": k, "v": v, "lengths": np.array(lengths, np.int64)}
+
+
+def exact(q, k, v, **options):
+    return decode_attention(q.astype(FLOAT64), k.astype(FLOAT64), v.astype(FLOAT64), **options)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(10, 1, 64), (24, 2, 128), (3, 1, 256)])
+def test_groups_of_more_heads_than_a_block_takes(heads, kv_heads, dim, on_emulator):
+    inputs = made([40, 200], 150, heads, kv_heads, dim, BFLOAT16)
+    np.testing.assert_allclose(decode_attention(**inputs).astype(FLOAT64), exact(**inputs), atol=1e-2)
+
+
+def test_slices_of_fused_arrays_that_are_not_aligned(on_emulator):
+    inputs = made([40, 7], 50, 4, 2, 12)
+    rng = np.random.default_rng(5)
+    fused = rng.standard_normal((2, 50, 2 * 2 * 12 + 1)).astype(np.float32)
+    inputs["k"], inputs["v"] = (fused[..., at : at + 24].reshape(2, 50, 2, 12) for at in (1, 25))
+    np.testing.assert_allclose(decode_attention(**inputs), exact(**inputs), atol=5e-6)
+
+
+def test_a_sequence_gets_the_same_bits_in_any_batch(on_emulator):
+    inputs = made([300, 9, 777], 300, 2, 1, 32)
+    together = decode_attention(**inputs)
+    alone = decode_attention(**{**inputs, "q": inputs["q"][:1], "lengths": np.array([300])}, rings=np.array([0]))
+    np.testing.assert_array_equal(alone[0], together[0])
+
+
+@pytest.mark.parametrize("kind", ["linear", "log"])
+def test_years_after_the_last_event(kind, on_emulator):
+    inputs = made([150], 140, 2, 2, 16)
+    key_times = np.full((1, 140), 1.7e9)
+    key_times[0, np.arange(10, 150) % 140] += np.cumsum(np.random.default_rng(0).exponential(5.0, 140))
+    times = np.array([key_times.max() + 1e9])
+    results = []
+    for dtype, attend in ((np.float32, decode_attention), (FLOAT64, exact)):
+        bias = TimeBias(np.array([0.3, 1.0], dtype), np.array([20.0, 4.0], dtype), kind)
+        results.append(attend(**inputs, times=times, key_times=key_times, time_bias=bias))
+    np.testing.assert_allclose(*results, atol=1e-5)
+
+
+def test_head_dims_without_a_kernel_are_refused(on_emulator):
+    with pytest.raises(ValueError, match="q: got head dim 264, expected at most 256 on a GPU"):
+        decode_attention(**made([1], 1, 1, 1, 264))
