@@ -15,6 +15,8 @@ constexpr int ELEMENTS = ITEMS * VECTOR, WIDTH = LANES * ELEMENTS;
 constexpr int PIECE = 128, THREADS = 128, WARPS = THREADS / 32, TEAMS = THREADS / LANES;
 // Keys that a team has under way at once.
 constexpr int TOGETHER = HEADS * ELEMENTS > 16 ? 2 : 4;
+// Blocks of a multiprocessor: said, since the compiler would rather spill than have one fewer.
+constexpr int BLOCKS = HEADS * ELEMENTS > 16 ? 2 : 4;
 constexpr int LINEAR = 1, BIAS = TTR_BIAS;
 constexpr float LOG2E = 1.44269504088896f;
 
@@ -48,7 +50,7 @@ __device__ __forceinline__ float log2_of_1_plus(float u) {
 }
 
 // partial (sequence, piece, head) rows of `width`: Σ of weighted values; statistics: (largest logit, Σ of weights) of each.
-extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_pieces(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) decode_attention_pieces(
     const T* __restrict__ q, long long q_stride, const T* __restrict__ k, long long k_stride, const T* __restrict__ v,
     long long v_stride, const long long* __restrict__ lengths, const long long* __restrict__ rings, float scale,
     long long capacity, long long span, long long heads, long long group, long long dim, long long pieces,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from ..common.arrays import (
     INT64,
     Array,
     DType,
+    array_module,
     check,
     check_out,
     check_parameter_gradient,
@@ -76,15 +78,18 @@ class LinearAttentionState:
     times: Array
 
     @staticmethod
-    def empty(sequences: int, heads: int, features: int, dim: int, dtype: DType = FLOAT32) -> LinearAttentionState:
-        """Sequences without a past."""
+    def empty(
+        sequences: int, heads: int, features: int, dim: int, dtype: DType = FLOAT32, xp: ModuleType = np
+    ) -> LinearAttentionState:
+        """Sequences without a past; `xp` is NumPy or CuPy."""
         return LinearAttentionState(
-            np.zeros((sequences, heads, features, dim + 1), dtype), np.full((sequences, heads), -np.inf, dtype),
-            np.zeros(sequences),
+            xp.zeros((sequences, heads, features, dim + 1), dtype), xp.full((sequences, heads), -np.inf, dtype),
+            xp.zeros(sequences),
         )  # fmt: skip
 
     def clear(self, rings: Array) -> None:
         """Forget the past of these sequences."""
+        rings = array_module(self.sums).asarray(rings)
         self.sums[rings] = 0
         self.shift[rings] = -np.inf
 
@@ -163,7 +168,7 @@ def linear_attention_backward(
     bias = saved.time_bias
     rates: Array | None = None
     if bias is not None:
-        rates = np.zeros(bias.rate.shape, np.float64)
+        rates = array_module(dout).zeros(bias.rate.shape, FLOAT64)
     implementation(dout, __package__).backward(dout, saved, dq, dk, dv, rates)
     if bias is None or rates is None:
         return dq, dk, dv, None
@@ -194,7 +199,8 @@ def linear_attention_extend(
     """Packed new positions of sequences that go on from `state`, which takes them in: for decoding.
 
     Args:
-        rings: (N,) int64, different from each other: which sequence of the state each goes on. Default: all in order.
+        rings: (N,) int64, different from each other: which sequence of the state each goes on; a NumPy array on a GPU
+            too. Default: all in order.
         q, k, v, features, scale, cu_seqlens, times, time_bias, out: as in `linear_attention_forward`, packed.
 
     Returns:
@@ -244,5 +250,5 @@ def _checked(
             )
         if times is None:
             raise ValueError("times: got None, expected float64 timestamps, since a time_bias is given")
-    t = None if time_bias is None or times is None else np.ascontiguousarray(times).reshape(-1)
+    t = None if time_bias is None or times is None else array_module(q).ascontiguousarray(times).reshape(-1)
     return offsets, 1.0 / math.sqrt(sizes["D"]) if scale is None else float(scale), t
