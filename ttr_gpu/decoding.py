@@ -8,6 +8,7 @@ import numpy as np
 
 from ttr_kernels.common.arrays import INT32, Array
 
+from .backend import to_host
 from .nn.continuation import Continuation
 from .nn.key_value_cache import KeyValueCache
 from .nn.linear_attention_cache import LinearAttentionCache
@@ -56,9 +57,9 @@ class ModelCache:
         self.lengths[targets], self.last_times[targets] = self.lengths[source], self.last_times[source]
 
     def state(self, ring: int) -> dict[str, Array]:
-        """What is remembered of one sequence, beyond its length and last time: named copies."""
+        """What is remembered of one sequence, beyond its length and last time: named copies, NumPy on a GPU too."""
         return {
-            f"layers.{index}.{name}": array
+            f"layers.{index}.{name}": to_host(array)
             for index, layer in enumerate(self.layers)
             for name, array in layer.state(ring).items()
         }

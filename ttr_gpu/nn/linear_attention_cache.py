@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
 from ttr_kernels.attention import TimeBias
@@ -19,12 +21,15 @@ class LinearAttentionCache:
         lengths: (R,) int64, positions so far; the caches of a model's layers share one array. Default: zeros.
     """
 
-    def __init__(self, sequences: int, heads: int, features: Array, *, lengths: Array | None = None) -> None:
+    def __init__(
+        self, sequences: int, heads: int, features: Array, *, lengths: Array | None = None, xp: ModuleType = np
+    ) -> None:
         if sequences < 1:
             raise ValueError(f"sequences: got {sequences}, expected at least 1")
-        self.features = features
-        self._past = LinearAttentionState.empty(sequences, heads, len(features), features.shape[1], features.dtype)
+        self.features: Array = xp.asarray(features)
+        self._past = LinearAttentionState.empty(sequences, heads, len(features), features.shape[1], features.dtype, xp)
         self.lengths = np.zeros(sequences, np.int64) if lengths is None else lengths
+        self._xp = xp
 
     @property
     def bytes(self) -> int:
@@ -40,7 +45,8 @@ class LinearAttentionCache:
 
     def last_times(self, rings: Array) -> Array:
         """(N,) float64, when the newest position of each ring happened; anything where there is none."""
-        return self._past.times[rings]
+        times: Array = self._past.times[self._xp.asarray(rings)]
+        return times
 
     def attend(self, q: Array, k: Array, v: Array, new: Continuation, rings: Array, bias: TimeBias | None) -> Array:
         """Attention of new positions (total, H, D) to each other and to their sequences' past, which takes them."""
@@ -61,9 +67,10 @@ class LinearAttentionCache:
             buffer = getattr(self._past, name)
             if state[name].shape != buffer[:1].shape:
                 raise ValueError(f"{name}: got shape {state[name].shape}, expected {buffer[:1].shape}")
-            buffer[ring] = state[name][0]
+            buffer[ring] = self._xp.asarray(state[name])[0]
 
     def copy(self, source: int, targets: Array) -> None:
         """Make other rings hold what ring `source` holds; `lengths` stays."""
+        targets = self._xp.asarray(targets)
         for buffer in (self._past.sums, self._past.shift, self._past.times):
             buffer[targets] = buffer[source]

@@ -142,11 +142,12 @@ class MultiHeadAttention:
         self, sequences: int = 1, capacity: int | None = None, lengths: Array | None = None
     ) -> KeyValueCache | LinearAttentionCache:
         """An empty cache for decoding so many sequences; `capacity` as in KeyValueCache."""
+        xp = array_module(self.qkv.value)
         if self.features is not None:
-            return LinearAttentionCache(sequences, self.heads, self.features, lengths=lengths)
+            return LinearAttentionCache(sequences, self.heads, self.features, lengths=lengths, xp=xp)
         return KeyValueCache(
             sequences, self.kv_heads, self.dim, self.precision.compute, window=self.window, capacity=capacity,
-            lengths=lengths, xp=array_module(self.qkv.value),
+            lengths=lengths, xp=xp,
         )  # fmt: skip
 
     def clear_cache(self, sequences: int = 1, capacity: int | None = None) -> None:

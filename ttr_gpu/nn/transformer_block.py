@@ -226,7 +226,7 @@ class TransformerBlock:
                 f"x: got shape {x.shape}, expected ({len(rings)}, {self.embed_dim}): a row per sequence of the cache"
             )
         xp = array_module(x)
-        times = xp.broadcast_to(xp.asarray(timestamp, np.float64), len(rings)).copy()
+        times = xp.broadcast_to(xp.asarray(timestamp, np.float64), (len(rings),)).copy()
         before = np.broadcast_to(np.asarray(position, np.int64), len(rings)).copy()
         for got, expected in zip(before, cache.lengths, strict=True):
             if got != expected:
