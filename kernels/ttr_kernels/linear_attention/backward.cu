@@ -142,8 +142,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_d
     }
 }
 
-// dexponents (rows, heads, features): of keys, by each query head. A block for each chunk, head and 64 features.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_dkeys(
+// dexponents (rows, heads, features): of keys, by each query head. A block for each chunk, head and 64 features. With three
+// blocks of a multiprocessor it would spill for sm_100a, and so would linear_attention_dqueries.
+extern "C" __global__ void __launch_bounds__(THREADS, 2) linear_attention_dkeys(
     const float* __restrict__ phi_q, const float* __restrict__ exponents, const T* __restrict__ v, long long v_stride,
     const float* __restrict__ u, const float* __restrict__ future, const long long* __restrict__ table,
     const float* __restrict__ shifts, const double* __restrict__ times, const double* __restrict__ bases,
@@ -192,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_d
 }
 
 // phi_q becomes the gradient of the queries' exponents. A block for each chunk, head and 64 features; it reads no others.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_dqueries(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) linear_attention_dqueries(
     float* phi_q, const float* __restrict__ exponents, const T* __restrict__ v, long long v_stride,
     const float* __restrict__ u, const float* __restrict__ past, const long long* __restrict__ table,
     const float* __restrict__ shifts, const double* __restrict__ times, const double* __restrict__ bases,

@@ -4,7 +4,7 @@
 
 constexpr int SIDE = 64, THREADS = 256, DEPTH = 16;
 // Blocks of a multiprocessor: said, since the compiler would rather spill than have one fewer.
-constexpr int BLOCKS = 2;
+constexpr int BLOCKS = 3;
 // Rows of staged operands are padded: neighbours in depth fall into different banks, and vectors stay aligned.
 constexpr int STAGE_ROW = SIDE + 4, STAGE = 2 * DEPTH * STAGE_ROW;
 // A tile in shared memory, read along rows and columns.
