@@ -7,6 +7,8 @@ import pytest
 def cupy(request):
     """CuPy: the tests' stand-in, whose kernels the emulator runs, or the real one (skipped where there is no GPU)."""
     if request.param == "gpu":
+        from cupy_at_hand import real_cupy
+
         yield real_cupy()
         return
     import cupy_stand_in
@@ -16,15 +18,3 @@ def cupy(request):
         pytest.skip(str(emulator.missing()))
     with cupy_stand_in.installed(emulator.EmulatorExecutor("plain")) as module:
         yield module
-
-
-def real_cupy():
-    """CuPy on a GPU, or the test is skipped."""
-    module = pytest.importorskip("cupy", reason="CuPy is not installed")
-    try:
-        devices = module.cuda.runtime.getDeviceCount()
-    except module.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"no GPU: {error}")
-    if not devices:
-        pytest.skip("no GPU")
-    return module

@@ -12,7 +12,7 @@ import emulator
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import real_cupy
+from cupy_at_hand import real_cupy
 
 from ttr_kernels.common.cuda import launch
 
