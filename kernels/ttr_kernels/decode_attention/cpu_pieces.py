@@ -1,5 +1,7 @@
 """The two kernels of decoding attention: a softmax over each piece of a sequence's keys, and their combination.
 
+A field of a tuple that is read inside a loop keeps it from becoming vector code: arrays are taken out of theirs first.
+
 A piece is at most KEYS slots of a ring that follow each other; its partial result and its statistics (the largest
 logit, the sum of the weights relative to it) are written, and combined in the order of the pieces.
 """
@@ -44,6 +46,7 @@ def attend_pieces(
     group = heads // options.kv_heads
     query = np.empty(heads * dim, np.float32)
     logits = np.empty(heads * KEYS, np.float32)
+    keys, key_stride, queries = k.flat, k.stride, q.flat
     for unit in range(begin, end):
         sequence = unit // pieces
         length = lengths[sequence]
@@ -55,16 +58,16 @@ def attend_pieces(
         ring_row = rings[sequence] * options.capacity
         row = ring_row + first
         for i in range(heads * dim):
-            query[i] = load(q.flat, sequence * q.stride + i) * options.scale
+            query[np.uintp(i)] = load(queries, sequence * q.stride + i) * options.scale
 
         for j in range(count):
             for kv_head in range(options.kv_heads):
-                key = (row + j) * k.stride + kv_head * dim
+                key = (row + j) * key_stride + kv_head * dim
                 for head in range(kv_head * group, (kv_head + 1) * group):
                     at = head * dim
                     logit = _ZERO
                     for d in range(dim):
-                        logit += query[np.uintp(at + d)] * load(k.flat, key + d)
+                        logit += query[np.uintp(at + d)] * load(keys, key + d)
                     logits[np.uintp(head * KEYS + j)] = logit
 
         if options.bias != NO_BIAS:
@@ -114,11 +117,12 @@ def _add_values(weights: Any, v: Any, row: int, count: int, options: Any, result
     """result[head] = Σ_j weights[head, j] · v[row + j], four keys at a time: the result is read and written once."""
     dim = options.dim
     group = options.heads // options.kv_heads
+    values, stride = v.flat, v.stride
     for i in range(options.heads * dim):
         result[np.uintp(result_at + i)] = _ZERO
     for j in range(0, count - 3, 4):
         for kv_head in range(options.kv_heads):
-            value = (row + j) * v.stride + kv_head * dim
+            value = (row + j) * stride + kv_head * dim
             for head in range(kv_head * group, (kv_head + 1) * group):
                 at, w = result_at + head * dim, head * KEYS + j
                 w0, w1, w2, w3 = (
@@ -126,16 +130,16 @@ def _add_values(weights: Any, v: Any, row: int, count: int, options: Any, result
                 )  # fmt: skip
                 for d in range(dim):
                     result[np.uintp(at + d)] += (
-                        w0 * load(v.flat, value + d) + w1 * load(v.flat, value + v.stride + d)
-                        + w2 * load(v.flat, value + 2 * v.stride + d) + w3 * load(v.flat, value + 3 * v.stride + d)
+                        w0 * load(values, value + d) + w1 * load(values, value + stride + d)
+                        + w2 * load(values, value + 2 * stride + d) + w3 * load(values, value + 3 * stride + d)
                     )  # fmt: skip
     for j in range(count // 4 * 4, count):
         for kv_head in range(options.kv_heads):
-            value = (row + j) * v.stride + kv_head * dim
+            value = (row + j) * stride + kv_head * dim
             for head in range(kv_head * group, (kv_head + 1) * group):
                 at, w0 = result_at + head * dim, weights[np.uintp(head * KEYS + j)]
                 for d in range(dim):
-                    result[np.uintp(at + d)] += w0 * load(v.flat, value + d)
+                    result[np.uintp(at + d)] += w0 * load(values, value + d)
 
 
 @jit
@@ -143,6 +147,7 @@ def combine_pieces(
     pieces: int, heads: int, dim: int, partial: Any, statistics: Any, out: Any, begin: int, end: int
 ) -> None:
     """out of sequences [begin, end): partial results weighted by their log-sum-exp, in the order of the pieces."""
+    flat = out.flat
     for sequence in range(begin, end):
         for head in range(heads):
             largest = _MINUS_INFINITY
@@ -151,7 +156,7 @@ def combine_pieces(
             target = sequence * out.stride + head * dim
             if largest == _MINUS_INFINITY:
                 for d in range(dim):
-                    store(out.flat, target + d, _ZERO)
+                    store(flat, target + d, _ZERO)
                 continue
             result = np.zeros(dim, np.float32)
             total = _ZERO
@@ -161,7 +166,7 @@ def combine_pieces(
                     factor = exp_of_nonpositive(statistics[0, row] - largest)
                     total += factor * statistics[1, row]
                     for d in range(dim):
-                        result[d] += factor * partial[np.uintp(row * dim + d)]
+                        result[np.uintp(d)] += factor * partial[np.uintp(row * dim + d)]
             inverse = _ONE / total
             for d in range(dim):
-                store(out.flat, target + d, result[d] * inverse)
+                store(flat, target + d, result[np.uintp(d)] * inverse)
