@@ -11,10 +11,15 @@ def cupy(request):
 
         yield real_cupy()
         return
-    import cupy_stand_in
-    import emulator
+    from cupy_at_hand import stand_in
 
-    if emulator.missing():
-        pytest.skip(str(emulator.missing()))
-    with cupy_stand_in.installed(emulator.EmulatorExecutor("plain")) as module:
+    with stand_in() as module:
         yield module
+
+
+@pytest.fixture
+def gpu(cupy):
+    """A GPU as a model's backend."""
+    from ttr_gpu.backend import Backend
+
+    return Backend("gpu", cupy, "GPU")

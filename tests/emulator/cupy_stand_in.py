@@ -34,6 +34,7 @@ FUNCTIONS = [
     "argsort",
     "ascontiguousarray",
     "bincount",
+    "broadcast_arrays",
     "broadcast_to",
     "clip",
     "concatenate",
@@ -82,6 +83,7 @@ FUNCTIONS = [
     "subtract",
     "sum",
     "take",
+    "take_along_axis",
     "tanh",
     "unique",
     "where",
@@ -355,9 +357,17 @@ def installed(emulator: EmulatorExecutor) -> Iterator[Any]:
     """While it lasts, `cupy` is the stand-in, and its kernels run on `emulator`."""
     cupy = _module()
     executor = _Executor(emulator, cupy)
-    with (
-        mock.patch.dict(sys.modules, {"cupy": cupy}),
-        mock.patch.object(launch, "_cupy_executor", return_value=executor),
-        mock.patch.object(launch, "_scratch", launch._Scratch()),
-    ):
-        yield cupy
+    # mock.patch.dict would also forget whatever is imported for the first time meanwhile.
+    before = sys.modules.get("cupy")
+    sys.modules["cupy"] = cupy
+    try:
+        with (
+            mock.patch.object(launch, "_cupy_executor", return_value=executor),
+            mock.patch.object(launch, "_scratch", launch._Scratch()),
+        ):
+            yield cupy
+    finally:
+        if before is None:
+            del sys.modules["cupy"]
+        else:
+            sys.modules["cupy"] = before

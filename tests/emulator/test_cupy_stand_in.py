@@ -1,16 +1,19 @@
 """The stand-in for CuPy is as strict as CuPy, and has no function that CuPy lacks."""
 
+import contextlib
+import importlib
+import io
+import sys
+
 import cupy_stand_in
-import emulator
 import numpy as np
 import pytest
+from cupy_at_hand import stand_in
 
 
 @pytest.fixture
 def cupy():
-    if emulator.missing():
-        pytest.skip(str(emulator.missing()))
-    with cupy_stand_in.installed(emulator.EmulatorExecutor("plain")) as module:
+    with stand_in() as module:
         yield module
 
 
@@ -56,3 +59,13 @@ def test_waits_are_counted(cupy):
     assert cupy_stand_in.waits == before
     assert float(y.sum()) == 16
     assert cupy_stand_in.waits == before + 1
+
+
+def test_what_is_imported_meanwhile_stays_imported():
+    name = "this"  # of the standard library; nothing else imports it
+    sys.modules.pop(name, None)
+    with stand_in() as module, contextlib.redirect_stdout(io.StringIO()):
+        assert importlib.import_module("cupy") is module
+        importlib.import_module(name)
+    assert name in sys.modules
+    assert sys.modules.get("cupy") is not module

@@ -3,12 +3,10 @@
 import math
 import sys
 from types import ModuleType
-from unittest import mock
 
-import cupy_stand_in
-import emulator
 import numpy as np
 import pytest
+from cupy_at_hand import stand_in
 
 from ttr_kernels.log_normal_mixture import (
     cdf,
@@ -22,21 +20,17 @@ from ttr_kernels.log_normal_mixture import (
 
 
 @pytest.fixture(params=["numpy", "cupy"])
-def device(request):
+def device(request, monkeypatch):
     """(to the device, back to NumPy)."""
     if request.param == "numpy":
         yield np.asarray, lambda a: a
         return
-    if emulator.missing():
-        pytest.skip(str(emulator.missing()))
     special = ModuleType("cupyx.scipy.special")
-    with cupy_stand_in.installed(emulator.EmulatorExecutor()) as cupy:
+    with stand_in() as cupy:
         erfc = np.vectorize(math.erfc, otypes=[np.float64])
         special.erfc = lambda x: cupy.asarray(erfc(x.host))
-        for name in ("take_along_axis", "broadcast_arrays"):
-            setattr(cupy, name, cupy_stand_in._function(name))
-        with mock.patch.dict(sys.modules, {"cupyx.scipy.special": special}):
-            yield cupy.asarray, cupy.asnumpy
+        monkeypatch.setitem(sys.modules, "cupyx.scipy.special", special)
+        yield cupy.asarray, cupy.asnumpy
 
 
 def mixture(dtype=np.float32):
