@@ -18,7 +18,6 @@ import numpy as np
 
 from ttr_kernels.common.arrays import Array
 from ttr_kernels.common.cuda.launch import modules_compiled
-from ttr_kernels.common.parallel import get_threads
 
 from .errors import UserError
 from .memory import available_bytes, resident_bytes
@@ -66,11 +65,6 @@ class Backend:
     name: str
     xp: ModuleType
     device: str
-
-    @property
-    def threads(self) -> int:
-        """CPU threads that compute."""
-        return get_threads()
 
     def put(self, array: Array) -> Array:
         """A NumPy array as an array of this device (the same one on a CPU)."""

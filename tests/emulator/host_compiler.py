@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ttr_kernels.common.cache import cache_root
+
 HOST = Path(__file__).resolve().parent / "host"
 COMMON = HOST.parents[2] / "kernels" / "ttr_kernels" / "common" / "cuda"
 # Line numbers alone. 16-bit types are read through pointers to other types, hence no strict aliasing.
@@ -143,8 +145,7 @@ def _digest(files: list[Path], *words: str) -> str:
 
 @functools.cache
 def _cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
-    folder = Path(os.environ.get("TTR_CACHE_DIR") or home).expanduser() / "emulator"
+    folder = cache_root() / "emulator"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

@@ -4,7 +4,6 @@ import cupy_stand_in
 import numpy as np
 import pytest
 
-from ttr_gpu.backend import Backend
 from ttr_gpu.config import ModelConfig
 from ttr_gpu.infer.event_stream import EventStreams
 from ttr_gpu.model import TransformerModel
@@ -20,11 +19,6 @@ VARIANTS = {
     "performer without time": {"attention": "performer", "attention_features": 12, "time_bias": "none"},
 }
 LENGTHS = np.array([20, 3, 9])
-
-
-@pytest.fixture
-def gpu(cupy):
-    return Backend("gpu", cupy, "GPU")
 
 
 def models(gpu, **changes):

@@ -7,9 +7,10 @@ import cupy_stand_in
 import numpy as np
 import pytest
 from model_batches import packed
+from test_model import config
 
-from ttr_gpu.backend import Backend, choose_backend
-from ttr_gpu.config import DropoutConfig, ModelConfig
+from ttr_gpu.backend import choose_backend
+from ttr_gpu.config import DropoutConfig
 from ttr_gpu.errors import UserError
 from ttr_gpu.model import TransformerModel
 from ttr_gpu.nn import DropoutKey
@@ -17,19 +18,6 @@ from ttr_gpu.train.config import TrainConfig
 from ttr_gpu.train.optimizer import Optimizer
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-
-
-@pytest.fixture
-def gpu(cupy):
-    return Backend("gpu", cupy, "GPU")
-
-
-def config(**changes):
-    fields = {
-        "vocabulary_size": 11, "embed_dim": 16, "hidden_dim": 24, "num_layers": 2, "num_heads": 4, "time_scale": 3.0,
-        "time_span": 500.0, "time_features_dim": 6,
-    }  # fmt: skip
-    return ModelConfig(**{**fields, **changes})
 
 
 def losses(steps, backend=None, **changes):

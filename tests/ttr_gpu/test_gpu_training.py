@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from model_batches import packed
 
-from ttr_gpu.backend import Backend, to_host
+from ttr_gpu.backend import to_host
 from ttr_gpu.config import DropoutConfig, ModelConfig
 from ttr_gpu.model import KEEP_ALL, TransformerModel
 from ttr_gpu.nn import DropoutKey
@@ -12,11 +12,6 @@ from ttr_gpu.nn.recompute import Recompute
 from ttr_gpu.train.averages import Averages
 from ttr_gpu.train.config import TrainConfig
 from ttr_gpu.train.optimizer import Optimizer
-
-
-@pytest.fixture
-def gpu(cupy):
-    return Backend("gpu", cupy, "GPU")
 
 
 def trained(steps, backend=None, recompute=KEEP_ALL, scale=1.0, optimizer="adamw", **changes):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ttr_kernels.common.parallel import get_threads
 from ttr_kernels.matmul import matmul
 
 from ..backend import CPU, Backend
@@ -103,7 +104,7 @@ def make_plan(
         f"{train.optimizer}, peak lr {config.lr:.2e} after {warmup} steps, then {train.schedule}, "
         f"dropout {shape.dropout.attention:g}/{shape.dropout.feed_forward:g}/{shape.dropout.residual:g}",
         f"memory     about {memory.total / 2**20:,.0f} MiB ({parts}){recomputed}",
-        f"device     {backend.device}; {backend.threads} threads, {_products(model)} measured at "
+        f"device     {backend.device}; {get_threads()} threads, {_products(model)} measured at "
         f"{peak / 1e9:,.0f} GFLOP/s",
         f"time       about {duration(step * total)} ({step:.3f} s per step, without evaluations)",
     ]

@@ -220,13 +220,7 @@ def attention_backward(
     Returns:
         (dq, dk, dv, TimeBiasGrad), the last None without a time bias.
     """
-    check(dout=(dout, "... D"))
-    check_same_dtype(q=saved.q, dout=dout)
-    if dout.shape != saved.q.shape:
-        raise ValueError(f"dout: got shape {dout.shape}, expected {saved.q.shape} like out")
-    dq = check_out("dq", dq, saved.q.shape, saved.q.dtype, dout)
-    dk = check_out("dk", dk, saved.k.shape, saved.k.dtype, dout)
-    dv = check_out("dv", dv, saved.v.shape, saved.v.dtype, dout)
+    dq, dk, dv = checked_gradients(dout, saved.q, saved.k, saved.v, dq, dk, dv)
     gradient = None
     if saved.time_bias is not None:
         heads = saved.time_bias.rate.shape
@@ -236,6 +230,21 @@ def attention_backward(
         )
     implementation(dout, __package__).backward(dout, saved, dq, dk, dv, gradient)
     return dq, dk, dv, gradient
+
+
+def checked_gradients(
+    dout: Array, q: Array, k: Array, v: Array, dq: Array | None, dk: Array | None, dv: Array | None
+) -> tuple[Array, Array, Array]:
+    """dq, dk, dv to write to, made if not given, for a `dout` like the output, which is like q."""
+    check(dout=(dout, "... D"))
+    check_same_dtype(q=q, dout=dout)
+    if dout.shape != q.shape:
+        raise ValueError(f"dout: got shape {dout.shape}, expected {q.shape} like out")
+    return (
+        check_out("dq", dq, q.shape, q.dtype, dout),
+        check_out("dk", dk, k.shape, k.dtype, dout),
+        check_out("dv", dv, v.shape, v.dtype, dout),
+    )
 
 
 def checked_offsets(cu_seqlens: Array, total: int) -> Array:

@@ -17,6 +17,8 @@ from typing import Any
 import numba
 from numba.core import config, event
 
+from .cache import cache_root
+
 # Sums may be reordered into vector lanes and a*b+c fused; NaN and infinity keep their meaning: a run must see them.
 REASSOCIATE = frozenset({"reassoc", "contract", "arcp", "nsz"})
 # For arithmetic whose order is the algorithm (rounding tricks, compensated terms).
@@ -66,9 +68,8 @@ def cache_directory() -> Path | None:
     for source in sorted(package.rglob("*.py")):
         if source.name not in _NOT_COMPILED and "cuda" not in source.relative_to(package).parts:
             digest.update(source.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
     shared = Path(tempfile.gettempdir()) / f"ttr-gpu-{os.getuid()}"
-    for root in (Path(os.environ.get("TTR_CACHE_DIR") or home).expanduser(), shared):
+    for root in (cache_root(), shared):
         directory = root / f"numba-{digest.hexdigest()[:16]}"
         try:
             root.mkdir(mode=0o700 if root == shared else 0o777, parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from types import ModuleType
 
 import numpy as np
 
-from ..attention import TimeBias, TimeBiasGrad, checked_offsets, checked_time_bias
+from ..attention import TimeBias, TimeBiasGrad, checked_gradients, checked_offsets, checked_time_bias
 from ..common.arrays import (
     FLOAT32,
     FLOAT64,
@@ -158,13 +158,7 @@ def linear_attention_backward(
     Returns:
         (dq, dk, dv, TimeBiasGrad), the last None without a time bias.
     """
-    check(dout=(dout, "... D"))
-    check_same_dtype(q=saved.q, dout=dout)
-    if dout.shape != saved.q.shape:
-        raise ValueError(f"dout: got shape {dout.shape}, expected {saved.q.shape} like out")
-    dq = check_out("dq", dq, saved.q.shape, saved.q.dtype, dout)
-    dk = check_out("dk", dk, saved.k.shape, saved.k.dtype, dout)
-    dv = check_out("dv", dv, saved.v.shape, saved.v.dtype, dout)
+    dq, dk, dv = checked_gradients(dout, saved.q, saved.k, saved.v, dq, dk, dv)
     bias = saved.time_bias
     rates: Array | None = None
     if bias is not None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from cubin import Resources, resources
 
 import ttr_kernels
+from ttr_kernels.common.cache import cache_root
 from ttr_kernels.common.cuda.launch import Kernel
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
@@ -134,8 +135,7 @@ def _blocks(taken: Resources, dynamic_shared: int, arch: str) -> int:
 
 
 def _cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
-    folder = Path(os.environ.get("TTR_CACHE_DIR") or home).expanduser() / "cubins"
+    folder = cache_root() / "cubins"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from .. import arrays
 from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
+from ..cache import cache_root
 
 if TYPE_CHECKING:
     from .gemm import Cublas, Gemm
@@ -172,8 +173,7 @@ def modules_compiled() -> list[Path]:
 @functools.cache
 def _seen() -> Path | None:
     """A folder with an empty file for each module that has been compiled on this machine."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ttr-gpu"
-    folder = Path(os.environ.get("TTR_CACHE_DIR") or home).expanduser() / "cuda-seen"
+    folder = cache_root() / "cuda-seen"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
