@@ -9,6 +9,8 @@ import numpy as np
 from ttr_kernels.common.arrays import INT32, Array
 
 from .backend import to_host
+from .fused_decoding import ROWS as FUSED_ROWS
+from .fused_decoding import FusedDecoding, fused_decoding
 from .nn.continuation import Continuation
 from .nn.key_value_cache import KeyValueCache
 from .nn.linear_attention_cache import LinearAttentionCache
@@ -40,6 +42,8 @@ class ModelCache:
         self.layers: list[KeyValueCache | LinearAttentionCache] = [
             block.attention.new_cache(sequences, capacity, self.lengths) for block in model.blocks
         ]
+        # What steps of a few sequences take instead of the layers one by one, where there is one.
+        self.fused: FusedDecoding | None = fused_decoding(model, self.layers)
 
     @property
     def bytes(self) -> int:
@@ -91,6 +95,8 @@ def extend(
             is as it was.
     """
     counts = np.diff(cu_seqlens).astype(np.int64)
+    if _fits_fused(model, cache, len(rings)) and len(tokens) == len(times) == len(rings) and (counts == 1).all():
+        return _step(model, tokens, times, cache, rings, logits=False)[0]
     _check(model, tokens, times, cu_seqlens, counts, cache, rings)
     cache.layers[0].check_room(rings, counts)
     xp = model.backend.xp
@@ -116,8 +122,39 @@ def decode_step(
         raise ValueError(
             f"tokens, times: got shapes {tokens.shape} and {times.shape}, expected ({len(rings)},), one per sequence"
         )
+    if _fits_fused(model, cache, len(rings)):
+        return _step(model, tokens, times, cache, rings, logits=True)[1]
     starts = np.arange(len(rings) + 1, dtype=np.int32)
     return model.head.logits(extend(model, tokens, times, starts, cache, rings))
+
+
+def _fits_fused(model: TransformerModel, cache: ModelCache, rows: int) -> bool:
+    return cache.fused is not None and cache.fused.model is model and 1 <= rows <= FUSED_ROWS
+
+
+def _step(
+    model: TransformerModel, tokens: Array, times: Array, cache: ModelCache, rings: Array, *, logits: bool
+) -> tuple[Array, Array]:
+    """One position of each sequence through the fused step; ValueError as in `extend`."""
+    assert cache.fused is not None
+    lengths = cache.lengths[rings] if _valid_rings(rings, len(cache.lengths)) else None
+    # The common case in a few comparisons; what is wrong, and its message, is found below.
+    if (
+        lengths is None
+        or tokens.view(np.uint32).max() >= model.config.vocabulary_size
+        or not (np.isfinite(times) & ((times >= cache.last_times[rings]) | (lengths == 0))).all()
+    ):
+        ones = np.ones(len(rings), np.int64)
+        _check(model, tokens, times, np.arange(len(rings) + 1, dtype=np.int32), ones, cache, rings)
+    cache.layers[0].check_room(rings, np.ones(1, np.int64))
+    x, predicted = cache.fused.step(tokens, times, cache, rings, logits=logits)
+    cache.lengths[rings] += 1
+    cache.last_times[rings] = times
+    return x, predicted
+
+
+def _valid_rings(rings: Array, count: int) -> bool:
+    return bool(0 <= rings.min() <= rings.max() < count) and len(set(rings.tolist())) == len(rings)
 
 
 def prefill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -148,3 +149,17 @@ class KeyValueCache:
         targets = self._xp.asarray(targets)
         for buffer in (self.keys, self.values, self.times):
             buffer[targets] = buffer[source]
+
+
+def lay_together(layers: Sequence[KeyValueCache]) -> tuple[Array, Array, Array]:
+    """Give several empty layers of one size rings that lie in one array each: keys, values (L, R, capacity, H_kv, D)
+    and times (L, R, capacity), of which the layers' own are views then."""
+
+    def together(name: str) -> Array:
+        own: list[Array] = [getattr(layer, name) for layer in layers]
+        array = np.zeros((len(own), *own[0].shape), own[0].dtype)
+        for layer, part in zip(layers, array, strict=True):
+            setattr(layer, name, part)
+        return array
+
+    return together("keys"), together("values"), together("times")

@@ -81,11 +81,7 @@ class MultiHeadAttention:
         """The time bias that the parameters stand for, or None."""
         if self.rate is None or self.tau is None:
             return None
-        number = self.rate.value.dtype.type
-        # softplus underflows to 0 far below; a time scale must not.
-        floored = array_module(self.tau.value).maximum(_softplus(self.tau.value), number(1e-6))
-        tau = floored * number(self.time_scale)
-        return TimeBias(_softplus(self.rate.value), tau, self.time_bias)
+        return TimeBias(*decay_of(self.rate.value, self.tau.value, self.time_scale), self.time_bias)
 
     def forward(
         self, x: Array, sequences: Sequences, rope: RopeTable, dropout: DropoutKey | None = None
@@ -170,6 +166,14 @@ class MultiHeadAttention:
         rows = fused.reshape(len(fused), self.heads + 2 * self.kv_heads, self.dim)
         keys_end = self.heads + self.kv_heads
         return rows[:, : self.heads], rows[:, self.heads : keys_end], rows[:, keys_end:], rows[:, :keys_end]
+
+
+def decay_of(rate: Array, tau: Array, time_scale: float) -> tuple[Array, Array]:
+    """(rate, tau) of a TimeBias from the parameters, any number of heads."""
+    number = rate.dtype.type
+    # softplus underflows to 0 far below; a time scale must not.
+    floored = array_module(tau).maximum(_softplus(tau), number(1e-6))
+    return _softplus(rate), floored * number(time_scale)
 
 
 def _softplus(x: Array) -> Array:

@@ -55,6 +55,10 @@ class Parameter:
             self._cast_is_current = True
         return self._cast
 
+    def keep_cast_in(self, buffer: Array) -> None:
+        """Let `cast` to the buffer's dtype write its copies there."""
+        self._cast, self._cast_is_current = buffer, False
+
     def changed(self) -> None:
         """To be called after `value` was written to: the next `cast` copies it anew."""
         self._cast_is_current = False
@@ -94,6 +98,22 @@ def flatten(parameters: Sequence[Parameter], xp: ModuleType = np) -> FlatParamet
         p.gradient = gradients[start:end].reshape(p.gradient.shape)
         start = end
     return FlatParameters(values, gradients, sum(p.value.size for p in ordered if p.decay))
+
+
+def cast_together(flat: FlatParameters, parameters: Sequence[Parameter], dtype: DType) -> Array:
+    """All values in one array of this dtype, laid out like `flat.values`: that itself, or a copy.
+
+    Parts of the copy are what `cast` of each parameter with weight decay gives from then on, and brings up to date.
+    """
+    if flat.values.dtype == dtype:
+        return flat.values
+    together = np.zeros(flat.decay_end, dtype)
+    for p in parameters:
+        if p.decay:
+            start = flat.offset(p)
+            p.keep_cast_in(together[start : start + p.value.size].reshape(p.value.shape))
+            p.cast(dtype)
+    return together
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float, dtype: DType) -> Array:

@@ -59,7 +59,7 @@ def _grain(x: Array) -> int:
 
 
 @jit_inline
-def _phi_tanh(x: Any) -> Any:
+def phi_tanh(x: Any) -> Any:
     """The tanh formula's Φ(x) and its derivative."""
     square = x * x
     # From |x| = 10 on tanh is 1 and its slope 0; an infinite square would make that 0 · ∞.
@@ -92,7 +92,7 @@ def _forward(
             for j in range(width):
                 gate = load(x, at + j) + load(bias, j)
                 value = load(x, at + width + j) + load(bias, width + j)
-                store(y, y_at + j, gate * _phi_tanh(gate)[0] * value)
+                store(y, y_at + j, gate * phi_tanh(gate)[0] * value)
 
 
 @jit
@@ -114,7 +114,7 @@ def _backward(
             for j in range(width):
                 gate = load(x, at + j) + load(bias, j)
                 value = load(x, at + width + j) + load(bias, width + j)
-                share, slope = _phi_tanh(gate)
+                share, slope = phi_tanh(gate)
                 g = load(dy, dy_at + j)
                 store(x, at + j, g * value * (share + gate * slope))
                 store(x, at + width + j, g * gate * share)
