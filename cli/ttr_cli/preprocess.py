@@ -44,7 +44,10 @@ import click
     "--split", default="0.8,0.1,0.1", show_default=True, help="Shares of train, validation and test, by sequence."
 )
 @click.option("--split-seed", default=0, show_default=True, help="Of the permutation of sequences.")
-@click.option("--split-time", metavar="A,B", help="Cut every sequence at two times, or percentages such as 80%,90%.")
+@click.option(
+    "--split-time", metavar="A,B", help="Cut every sequence at two times, or percentages such as 80%,90%. Four, "
+    "START,A,B,END: what is before START, or not before END, is left out.",
+)  # fmt: skip
 @click.option("--split-column", metavar="NAME", help="Column or field that says train, validation or test.")
 @click.option("--validation", multiple=True, metavar="FILE", help="Validation input; INPUT is then all training data.")
 @click.option("--test", multiple=True, metavar="FILE", help="Test input.")
@@ -58,16 +61,12 @@ def preprocess(inputs: tuple[str, ...], output: Path, **given: Any) -> None:
     with times and types) or text (JSON array of strings, JSON/JSONL records with text and timestamp, one-column CSV,
     plain text), also gzipped, or '-' for standard input. A row that cannot be used is named as file:line.
     """
-    from ttr_gpu.data.options import Columns, PreprocessOptions
+    from ttr_gpu.data.options import Columns, PreprocessOptions, parse_bins
     from ttr_gpu.data.preprocess import preprocess as run
     from ttr_gpu.data.splits import SplitOptions
-    from ttr_gpu.errors import UserError
 
     columns = Columns(**{name: given.pop(f"{name}_column") for name in ("sequence", "time", "type", "text", "split")})
-    try:
-        bins = tuple(float(edge) for edge in (given.pop("type_bins") or "").split(",") if edge)
-    except ValueError:
-        raise UserError("--type-bins: expected numbers separated by commas, such as 3,4,5") from None
+    bins = parse_bins(given.pop("type_bins"))
     validation, test = list(given.pop("validation")), list(given.pop("test"))
     split = SplitOptions(
         given.pop("split"), given.pop("split_seed"), given.pop("split_time"), bool(validation or test or columns.split)
@@ -87,6 +86,10 @@ def preprocess(inputs: tuple[str, ...], output: Path, **given: Any) -> None:
     if appended := attributes["terminators_appended"]:
         documents = "document had no </s> at its" if appended == 1 else "documents had no </s> at their"
         click.echo(f"{appended:,} {documents} end; it was appended")
+    if left_out := attributes["left_out"]:
+        what = "event" if attributes["kind"] == "events" else "document"
+        verb = "is" if left_out == 1 else "are"
+        click.echo(f"{left_out:,} {what}{'s' * (left_out != 1)} outside the times of --split-time {verb} left out")
     if result.rejects_path:
         click.echo(f"{result.rejected:,} rejected, with reasons: {result.rejects_path}")
     click.echo(f"wrote {result.path}; next: ttr-gpu train {shlex.quote(str(result.path))}")

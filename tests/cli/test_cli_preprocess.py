@@ -292,6 +292,33 @@ def test_split_by_time_column_and_files(preprocess, ttr, tmp_path):
     assert [len(sequences(tmp_path / "c.zarr", name)) for name in ("train", "validation", "test")] == [3, 1, 1]
 
 
+def test_an_earthquake_catalogue_goes_in_as_it_is(preprocess, ttr, tmp_path):
+    # The columns and the partition of EarthquakeNPP's catalogues: what is before 1992 is auxiliary.
+    years = [1990, 1991, 1992, 2006, 2007, 2010, 2011, 2019, 2020]
+    row = "{},{}-01-01 00:00:00.000,140.5,36.4,{},204.1,90.8\n"
+    rows = "".join(row.format(number, year, 4.5 + number % 2) for number, year in enumerate(years))
+    options = (
+        "--assume-utc", "--type-column", "magnitude", "--type-bins", "5,6",
+        "--split-time", "1992-01-01,2007-01-01,2011-01-01,2020-01-01",
+    )  # fmt: skip
+    preprocess("quakes.csv", "id,time,longitude,latitude,magnitude,x,y\n" + rows, *options).ok(
+        "no sequence column; the whole file is one sequence", "3 event types",
+        "3 events outside the times of --split-time are left out",
+    )  # fmt: skip
+    parts = {name: sequences(tmp_path / "data.zarr", name) for name in ("train", "validation", "test")}
+    assert [[kind for _, kind in part[0]] for part in parts.values()] == [["<5", "[5,6)"]] * 2 + [["<5", "[5,6)"]]
+    assert parts["train"][0][0][0] == 694_224_000.0  # 1992-01-01
+    assert parts["test"][0][1][0] == 1_546_300_800.0  # 2019-01-01
+
+
+def test_documents_outside_four_times_are_left_out(preprocess, tmp_path):
+    lines = "\n".join(json.dumps({"text": "abc", "timestamp": time}) for time in range(10))
+    cut = ("--tokenizer", "bytes", "--split-time", "1,6,8,9")
+    preprocess("a.jsonl", lines, *cut).ok("2 documents outside the times of --split-time are left out")
+    dataset = open_dataset(tmp_path / "data.zarr")
+    assert [dataset.split(name).documents for name in ("train", "validation", "test")] == [5, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
@@ -300,6 +327,8 @@ def test_split_by_time_column_and_files(preprocess, ttr, tmp_path):
         (["--split", "0.1,0.5,0.4"], ["of 4 sequences none is left for train", "--split 1,0,0"]),
         (["--split-time", "3"], ["--split-time: got '3'", "such as 80%,90%"]),
         (["--split-time", "3,2"], ["--split-time: got '3,2'", "ascending"]),
+        (["--split-time", "1,2,3"], ["--split-time: got '1,2,3'", "or four"]),
+        (["--split-time", "1,2,3,2.5"], ["--split-time: got '1,2,3,2.5'", "ascending"]),
         (["--split-time", "soon,later"], ["--split-time: got 'soon,later'", "ISO 8601"]),
         (["--split-time", "0.5,0.7"], ["nothing is before the first cut"]),
         (["--split-column", "tpye"], ["--split-column: no column 'tpye'", "did you mean 'type'?"]),

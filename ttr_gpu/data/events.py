@@ -186,10 +186,10 @@ def check_order(reader: EventReader, grouped: Grouped) -> np.ndarray[Any, Any]:
 def write_events(
     reader: EventReader, grouped: Grouped, good: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any],
     writers: list[SplitWriter],
-) -> None:  # fmt: skip
-    """Write every good sequence, whole or cut in time, to its split; pass three."""
+) -> int:  # fmt: skip
+    """Write every good sequence, whole or cut in time, to its split; pass three. Returns the events left out."""
     options = reader.options.split
-    cuts = None
+    cuts, left_out = None, 0
     split = np.array(reader.split_of, np.int8)
     if options.times is not None:
         cuts = cut_times(options.times, grouped.times, reader.parser)
@@ -210,8 +210,10 @@ def write_events(
                     writers[split[index]].append(kinds[part], times[part])
                     continue
                 bounds = part.start + np.searchsorted(times[part], cuts)
-                for writer, begin, end in zip(writers, (part.start, *bounds), (*bounds, part.stop), strict=True):
+                for writer, (begin, end) in zip(writers, pairwise(bounds), strict=True):
                     writer.append(kinds[begin:end], times[begin:end])
+                left_out += len(times[part]) - int(bounds[-1] - bounds[0])
+    return left_out
 
 
 def require_events(reader: EventReader, good: np.ndarray[Any, Any]) -> None:

@@ -72,6 +72,14 @@ def check_kind(options: PreprocessOptions, kind: str, name: str) -> None:
         raise UserError(f"--text-column: is for text, but {name} is read as events (see --kind)")
 
 
+def parse_bins(text: str | None) -> tuple[float, ...]:
+    """The numbers of --type-bins; none for None."""
+    try:
+        return tuple(float(edge) for edge in (text or "").split(",") if edge)
+    except ValueError:
+        raise UserError("--type-bins: expected numbers separated by commas, such as 3,4,5") from None
+
+
 def check_options(options: PreprocessOptions, parser: TimestampParser) -> None:
     """Options that are wrong or cannot go together, before anything is read."""
     parse_fractions(options.split.fractions)

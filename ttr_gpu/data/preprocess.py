@@ -83,10 +83,10 @@ def _write_events(
     # Each sequence is in order: the earliest time is the earliest first event.
     origin = float(min(grouped.times[start] for start in starts))
     writers = [SplitWriter(root, name, len(names), origin) for name in SPLITS]
-    write_events(reader, grouped, good, tokens, writers)
+    left_out = write_events(reader, grouped, good, tokens, writers)
     attributes = {
         "kind": "events", "vocabulary": names, "vocabulary_size": len(names), "time_unit_seconds": unit,
-        "origin": origin, "terminators_appended": 0,
+        "origin": origin, "terminators_appended": 0, "left_out": left_out,
     }  # fmt: skip
     return attributes, json.dumps(names), writers
 
@@ -108,7 +108,7 @@ def _write_texts(
     attributes = {
         "kind": "text", "tokenizer": "tokenizer.json", "vocabulary_size": tokenizer.vocabulary_size,
         "time_unit_seconds": unit if reader.timed else None, "origin": origin,
-        "terminators_appended": reader.terminators_appended,
+        "terminators_appended": reader.terminators_appended, "left_out": int((split < 0).sum()),
     }  # fmt: skip
     return attributes, (folder / "tokenizer.json").read_text(), writers
 

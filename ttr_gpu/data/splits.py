@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ class SplitOptions:
     Attributes:
         fractions: text of three fractions, e.g. "0.8,0.1,0.1".
         seed: of the permutation of sequences.
-        times: two timestamps "A,B", or percentages of events "80%,90%": before A is train, before B validation.
+        times: two timestamps "A,B", or percentages of events "80%,90%": before A is train, before B validation. Four,
+            "START,A,B,END": what is before START, or not before END, is left out.
         given: whether each sequence's split came with the input (files or a column).
     """
 
@@ -57,13 +59,15 @@ def by_sequence(count: int, options: SplitOptions) -> np.ndarray[Any, Any]:
     return split
 
 
-_CUTS = "expected two timestamps or percentages in ascending order, such as 80%,90%"
+_CUTS = (
+    "expected two timestamps or percentages in ascending order, such as 80%,90%, or four: start, the two cuts, and end"
+)
 
 
 def parse_cuts(text: str, parser: TimestampParser) -> list[tuple[str, float]]:
-    """The two cuts of --split-time, each ("share", 0.8) or ("time", 1.7e9)."""
+    """The two or four cuts of --split-time, each ("share", 0.8) or ("time", 1.7e9)."""
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2:
+    if len(parts) not in (2, 4):
         raise UserError(f"--split-time: got {text!r}; {_CUTS}")
     cuts = []
     for part in parts:
@@ -77,13 +81,16 @@ def parse_cuts(text: str, parser: TimestampParser) -> list[tuple[str, float]]:
                 cuts.append(("time", parser.parse(part)))
         except ValueError as error:
             raise UserError(f"--split-time: got {text!r}; {_CUTS}" + (f" ({error})" if str(error) else "")) from None
-    if cuts[0][0] == cuts[1][0] and cuts[0][1] > cuts[1][1]:
+    if any(a[0] == b[0] and a[1] > b[1] for a, b in pairwise(cuts)):
         raise UserError(f"--split-time: got {text!r}; {_CUTS}")
     return cuts
 
 
-def cut_times(text: str, times: Any, parser: TimestampParser) -> tuple[float, float]:
-    """The two times at which --split-time cuts. `times`: of all events or documents, for percentages."""
+def cut_times(text: str, times: Any, parser: TimestampParser) -> np.ndarray[Any, Any]:
+    """The times (4,) at which --split-time cuts: train begins, validation, test, and the end; float64.
+
+    `times`: of all events or documents, for percentages.
+    """
     cuts = []
     for kind, value in parse_cuts(text, parser):
         if kind == "share" and value < 1:
@@ -92,6 +99,6 @@ def cut_times(text: str, times: Any, parser: TimestampParser) -> tuple[float, fl
             cuts.append(float(ordered[min(int(value * len(ordered)), len(ordered) - 1)]))
         else:
             cuts.append(np.inf if kind == "share" else value)
-    if not cuts[0] <= cuts[1]:
-        raise UserError(f"--split-time: got {text!r}, which is {cuts[0]!r},{cuts[1]!r}; {_CUTS}")
-    return cuts[0], cuts[1]
+    if any(not a <= b for a, b in pairwise(cuts)):
+        raise UserError(f"--split-time: got {text!r}, which is {','.join(map(repr, cuts))}; {_CUTS}")
+    return np.array(cuts if len(cuts) == 4 else [-np.inf, *cuts, np.inf])

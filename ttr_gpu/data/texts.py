@@ -124,12 +124,13 @@ class TextReader:
 
 
 def assign_splits(reader: TextReader) -> np.ndarray[Any, Any]:
-    """Split (0, 1, 2) of each document."""
+    """Split (0, 1, 2) of each document; −1 where it is left out."""
     options, spool = reader.options.split, reader.spool
     if options.times is not None:
         times = np.asarray(spool.times) if reader.timed else np.arange(len(spool), dtype=np.float64)
-        first, second = cut_times(options.times, times, reader.parser)
-        return ((times >= first).astype(np.int8) + (times >= second)).astype(np.int8)
+        cuts = cut_times(options.times, times, reader.parser)
+        part = np.searchsorted(cuts, times, "right") - 1
+        return np.where(part == len(cuts) - 1, -1, part).astype(np.int8)
     if options.given:
         split = np.array(reader.split_of, np.int8)
     else:
@@ -173,6 +174,8 @@ def write_texts(
             for index, tokens, prefix in zip(indices, encoded, prefixes, strict=True):
                 progress.update(begin)
                 which, group = int(split[index]), int(spool.groups[index])
+                if which < 0:
+                    continue
                 time = float(spool.times[index])
                 joined = last_group[which] == group
                 if joined and time < last_time[which]:
