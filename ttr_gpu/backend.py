@@ -42,6 +42,10 @@ class PackedTokens(Protocol):
     def targets(self) -> Array:
         """(total,) int32, −1 for none."""
 
+    @property
+    def target_times(self) -> Array:
+        """(total,) float64, when the targets happened; read by models of time alone."""
+
 
 class PlacedTokens(NamedTuple):
     """A batch whose arrays are where the model computes."""
@@ -50,6 +54,7 @@ class PlacedTokens(NamedTuple):
     times: Array
     cu_seqlens: Array
     targets: Array
+    target_times: Array
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Backend:
         """The batch as arrays of this device."""
         if self.name == "cpu":
             return batch
-        return PlacedTokens(self.put(batch.tokens), self.put(batch.times), batch.cu_seqlens, self.put(batch.targets))
+        tokens, times, targets = self.put(batch.tokens), self.put(batch.times), self.put(batch.targets)
+        return PlacedTokens(tokens, times, batch.cu_seqlens, targets, self.put(batch.target_times))
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""

@@ -43,6 +43,17 @@ class ModelConfig(BaseModel):
     time_features_dim: int = Field(default=32, ge=2, description="Time2Vec features of each kind")
     time_scale: float = Field(default=1.0, gt=0.0, description="typical gap, in the data set's time unit")
     time_span: float = Field(default=1000.0, gt=0.0, description="longest span of time, in the data set's time unit")
+    time_components: int = Field(
+        default=0,
+        ge=0,
+        description="log-normals in the distribution of the gap to the next event; 0: times not modelled",
+    )
+    time_log_mean: float = Field(default=0.0, description="mean of log gap, the gap in the data set's time unit")
+    time_log_std: float = Field(default=1.0, gt=0.0, description="standard deviation of log gap")
+    time_min_sigma: float = Field(
+        default=0.005, gt=0.0, description="floor of a log-normal's sigma: the relative precision that is believed in"
+    )
+    time_zero_gap: float = Field(default=1.0, gt=0.0, description="what a gap of zero is scored as")
     tied_head: bool = Field(default=False, description="the token head shares the embedding's matrix")
     norm_eps: float = Field(default=1e-6, gt=0.0)
     dropout: DropoutConfig = DropoutConfig()

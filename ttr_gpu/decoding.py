@@ -112,20 +112,34 @@ def extend(
     return x
 
 
+def decode_outputs(
+    model: TransformerModel, tokens: Array, times: Array, cache: ModelCache, rings: Array | None = None
+) -> Array:
+    """One new position of each sequence -> the last block's output there (B, C). See TransformerModel.decode_step."""
+    rings, tokens, times = _one_each(tokens, times, cache, rings)
+    return extend(model, tokens, times, np.arange(len(rings) + 1, dtype=np.int32), cache, rings)
+
+
 def decode_step(
     model: TransformerModel, tokens: Array, times: Array, cache: ModelCache, rings: Array | None = None
 ) -> Array:
     """One new position of each sequence -> logits (B, V) of the token after it. See TransformerModel.decode_step."""
+    rings, tokens, times = _one_each(tokens, times, cache, rings)
+    if _fits_fused(model, cache, len(rings)):
+        return _step(model, tokens, times, cache, rings, logits=True)[1]
+    starts = np.arange(len(rings) + 1, dtype=np.int32)
+    return model.next_logits(extend(model, tokens, times, starts, cache, rings))
+
+
+def _one_each(tokens: Array, times: Array, cache: ModelCache, rings: Array | None) -> tuple[Array, Array, Array]:
+    """Rings (by default all), tokens and times in their dtypes; ValueError unless there are as many of each."""
     rings = np.arange(len(cache.lengths)) if rings is None else np.asarray(rings, np.int64)
     tokens, times = np.asarray(tokens, np.int32), np.asarray(times, np.float64)
     if not tokens.shape == times.shape == rings.shape == (len(rings),):
         raise ValueError(
             f"tokens, times: got shapes {tokens.shape} and {times.shape}, expected ({len(rings)},), one per sequence"
         )
-    if _fits_fused(model, cache, len(rings)):
-        return _step(model, tokens, times, cache, rings, logits=True)[1]
-    starts = np.arange(len(rings) + 1, dtype=np.int32)
-    return model.head.logits(extend(model, tokens, times, starts, cache, rings))
+    return rings, tokens, times
 
 
 def _fits_fused(model: TransformerModel, cache: ModelCache, rows: int) -> bool:
@@ -157,11 +171,14 @@ def _valid_rings(rings: Array, count: int) -> bool:
     return bool(0 <= rings.min() <= rings.max() < count) and len(set(rings.tolist())) == len(rings)
 
 
-def prefill(
+def prefill_outputs(
     model: TransformerModel, tokens: Array, times: Array, cu_seqlens: Array, cache: ModelCache,
     rings: Array | None = None, rows: int = PREFILL_ROWS,
 ) -> Array:  # fmt: skip
-    """Packed new positions -> logits (N, V) after the last of each sequence. See TransformerModel.prefill."""
+    """Packed new positions -> the last block's output (N, C) at the last of each sequence.
+
+    See TransformerModel.prefill.
+    """
     rings = np.arange(len(cache.lengths)) if rings is None else np.asarray(rings, np.int64)
     tokens, times = np.asarray(tokens, np.int32), np.asarray(times, np.float64)
     if cu_seqlens.dtype != INT32 or cu_seqlens.shape != (len(rings) + 1,):
@@ -181,7 +198,7 @@ def prefill(
         starts = (np.clip(cu_seqlens[first : beyond + 1], begin, end) - begin).astype(np.int32)
         x = extend(model, tokens[begin:end], times[begin:end], starts, cache, rings[first:beyond])
         last[first:beyond] = x[xp.asarray(starts[1:] - 1)]
-    return model.head.logits(last)
+    return last
 
 
 def _check(

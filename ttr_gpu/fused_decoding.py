@@ -40,7 +40,7 @@ class FusedDecoding:
             rope_base=config.rope_base, norm_eps=config.norm_eps,
         )  # fmt: skip
         named: dict[str, Parameter] = {
-            "table": model.embedding.table, "final_norm": model.head.norm, "head": model.head.weight
+            "table": model.embedding.table, "final_norm": model.final_norm.weight, "head": model.head.weight
         }  # fmt: skip
         if (time := model.embedding.time) is not None:
             named["project"] = time.project

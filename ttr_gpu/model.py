@@ -1,24 +1,29 @@
-"""The time-aware Transformer: embedding with its time, blocks, final norm and token head, forward and backward."""
+"""The time-aware Transformer: embedding with its time, blocks, final norm and heads, forward and backward."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ttr_kernels.common.arrays import Array, array_module
+from ttr_kernels.cross_entropy import LinearCrossEntropySaved
+from ttr_kernels.rms_norm import RmsNormSaved
 
 from .backend import CPU, Backend, PackedTokens, to_host
 from .config import ModelConfig
-from .decoding import PREFILL_ROWS, ModelCache, decode_step, prefill
+from .decoding import PREFILL_ROWS, ModelCache, decode_outputs, decode_step, prefill_outputs
 from .nn.dropout import DropoutKey
 from .nn.embedding import TimedEmbedding, TimedEmbeddingSaved
-from .nn.heads import TokenHead, TokenHeadSaved
+from .nn.final_norm import FinalNorm
+from .nn.gap_distribution import GapDistribution
+from .nn.heads import TokenHead
 from .nn.parameter import Parameter, flatten
 from .nn.recompute import Dropped, Recompute, drop, restore
 from .nn.sequences import Sequences
 from .nn.time2vec import TimeEncoding
+from .nn.time_head import TimeHead, TimeHeadSaved
 from .nn.transformer_block import TransformerBlock, TransformerBlockSaved
 from .precision import precision
 
@@ -27,16 +32,40 @@ KEEP_ALL = Recompute("none")
 
 @dataclass(frozen=True)
 class LossSaved:
-    """What the forward keeps for the backward, which uses it up: a second backward needs a second forward."""
+    """What the forward keeps for the backward, which uses it up: a second backward needs a second forward.
+
+    Attributes:
+        type_loss, time_loss: the loss's parts, unweighted means in nats; on a GPU arrays of one number. time_loss is
+            None without a time head.
+        time_weight: of time_loss in the loss.
+    """
 
     embedding: TimedEmbeddingSaved
     blocks: list[TransformerBlockSaved | Dropped]
-    head: TokenHeadSaved
-    count: Any  # targets that are not −1; on a GPU an array of one number
+    final_norm: RmsNormSaved
+    head: LinearCrossEntropySaved
+    time_head: TimeHeadSaved | None
+    type_loss: Any
+    time_loss: Any
+    time_weight: float
+
+
+class BatchScores(NamedTuple):
+    """Figures of each position of a batch, NumPy arrays; what has no target has loss 0 and counts as wrong.
+
+    Attributes:
+        losses: (total,) −log P(next token) in nats.
+        correct: (total,) whether the likeliest token was right.
+        time_losses: (total,) −log p(gap to the next event) in nats per unit of time; None without a time head.
+    """
+
+    losses: Array
+    correct: Array
+    time_losses: Array | None
 
 
 class TransformerModel:
-    """Next-token distribution over packed sequences of timestamped tokens.
+    """Distribution of the next token, and (with time_components) of the gap to it, over packed, timestamped sequences.
 
     Args:
         config: the architecture.
@@ -77,14 +106,25 @@ class TransformerModel:
             )
             for index in range(config.num_layers)
         ]  # fmt: skip
+        self.final_norm = FinalNorm(config.embed_dim, eps=config.norm_eps, precision=self.precision)
         self.head = TokenHead(
             config.vocabulary_size, config.embed_dim, tied_to=self.embedding.table if config.tied_head else None,
-            norm_eps=config.norm_eps, precision=self.precision, rng=rng, name="head",
+            precision=self.precision, rng=rng, name="head",
         )  # fmt: skip
+        self.time_head: TimeHead | None = None
+        if config.time_components:
+            self.time_head = TimeHead(
+                config.embed_dim, config.time_components, log_mean=config.time_log_mean, log_std=config.time_log_std,
+                min_sigma=config.time_min_sigma, zero_gap=config.time_zero_gap, precision=self.precision, rng=rng,
+                name="time_head",
+            )  # fmt: skip
         blocks = [p for block in self.blocks for p in block.parameters]
-        self.parameters: list[Parameter] = [*self.embedding.parameters, *blocks, *self.head.parameters]
+        ends = [self.final_norm.weight, *self.head.parameters]
+        if self.time_head is not None:
+            ends += self.time_head.parameters
+        self.parameters: list[Parameter] = [*self.embedding.parameters, *blocks, *ends]
         # The blocks' matrices lie together: an optimizer may treat them in its own way.
-        self.flat = flatten([*blocks, *self.embedding.parameters, *self.head.parameters], backend.xp)
+        self.flat = flatten([*blocks, *self.embedding.parameters, *ends], backend.xp)
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""
@@ -97,14 +137,16 @@ class TransformerModel:
 
     def loss_forward(
         self, batch: PackedTokens, dropout: DropoutKey | None = None, *, label_smoothing: float = 0.0,
-        z_loss: float = 0.0, gradients: bool = True, gradient_scale: float = 1.0, recompute: Recompute = KEEP_ALL,
+        z_loss: float = 0.0, time_weight: float = 1.0, gradients: bool = True, gradient_scale: float = 1.0,
+        recompute: Recompute = KEEP_ALL,
     ) -> tuple[Any, LossSaved]:  # fmt: skip
-        """Mean loss in nats over the targets that are not −1.
+        """Mean loss in nats over the targets that are not −1: of the token, and time_weight times that of its gap.
 
         Args:
             batch: packed tokens, times and targets.
             dropout: draws the masks of this step; None: no dropout.
             label_smoothing, z_loss: see `ttr_kernels.cross_entropy`.
+            time_weight: of the gap's loss, where there is a time head.
             gradients: False skips what only a backward needs.
             gradient_scale: about the dloss of the backward to come, of which the head computes its gradient already.
             recompute: what of the blocks' forward is not kept, but run again in the backward.
@@ -120,38 +162,63 @@ class TransformerModel:
                 blocks.append(drop(recompute.of_block(index), x, saved, sequences, rope, dropout))
             x = y
             del saved  # or what was dropped would live on through the next block
-        loss, head = self.head.loss_forward(
-            x, batch.targets, label_smoothing=label_smoothing, z_loss=z_loss, gradients=gradients,
+        normed, norm = self.final_norm.forward(x)
+        type_loss, head = self.head.loss_forward(
+            normed, batch.targets, label_smoothing=label_smoothing, z_loss=z_loss, gradients=gradients,
             gradient_scale=gradient_scale,
         )  # fmt: skip
-        return loss, LossSaved(embedding, blocks, head, head.loss.count)
+        loss, time_loss, time_head = type_loss, None, None
+        if self.time_head is not None:
+            gaps = batch.target_times - batch.times
+            time_loss, time_head = self.time_head.loss_forward(normed, gaps, batch.targets >= 0)
+            loss = type_loss + time_weight * time_loss
+        return loss, LossSaved(embedding, blocks, norm, head, time_head, type_loss, time_loss, time_weight)
 
     def loss_backward(self, dloss: float, saved: LossSaved) -> None:
         """Adds dloss times the loss's gradient to every parameter's gradient."""
-        dx = self.head.loss_backward(dloss, saved.head)
+        dnormed = self.head.loss_backward(dloss, saved.head)
+        if self.time_head is not None and saved.time_head is not None:
+            dnormed += self.time_head.loss_backward(dloss * saved.time_weight, saved.time_head).astype(dnormed.dtype)
+        dx = self.final_norm.backward(dnormed, saved.final_norm)
         while saved.blocks:
             # Taken off the list, so that a block's activations are freed as soon as they have served.
             block = self.blocks[len(saved.blocks) - 1]
             dx = block.backward(dx, restore(block, saved.blocks.pop()))
         self.embedding.backward(dx, saved.embedding)
 
-    def evaluate_batch(self, batch: PackedTokens) -> tuple[Array, Array]:
-        """Per position, without dropout: loss in nats (total,), and whether the likeliest token was right (total,).
-
-        Positions whose target is −1 have loss 0 and count as wrong. Both are NumPy arrays.
-        """
+    def evaluate_batch(self, batch: PackedTokens) -> BatchScores:
+        """Score every position, without dropout."""
         _, saved = self.loss_forward(batch, gradients=False)
-        return to_host(saved.head.loss.losses), to_host(saved.head.loss.best) == batch.targets
+        time_losses = None if saved.time_head is None else to_host(saved.time_head.losses)
+        return BatchScores(to_host(saved.head.losses), to_host(saved.head.best) == batch.targets, time_losses)
 
-    def logits(self, batch: PackedTokens, rows: Array | None = None) -> Array:
-        """Logits of the next token (rows, V) after the given rows of the batch; default: after every row."""
+    def outputs(self, batch: PackedTokens) -> Array:
+        """The last block's output (total, C) at every position, without dropout: what the answers below are given."""
         batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
         x, _ = self.embedding.forward(batch.tokens, sequences)
         rope = self.blocks[0].rope(sequences)
         for block in self.blocks:
             x, _ = block.forward(x, sequences, rope)
-        return self.head.logits(x if rows is None else x[self.backend.put(rows)])
+        return x
+
+    def next_logits(self, outputs: Array) -> Array:
+        """Outputs of the last block (rows, C) -> logits (rows, V) of the token after each."""
+        return self.head.logits(self.final_norm(outputs))
+
+    def next_gap(self, outputs: Array) -> GapDistribution:
+        """Outputs of the last block (rows, C) -> distribution of the gap to the event after each.
+
+        Raises ValueError for a model without a time head.
+        """
+        if self.time_head is None:
+            raise ValueError("model: has no time head (model.time_components is 0), and so no distribution of gaps")
+        return self.time_head.distribution(self.final_norm(outputs))
+
+    def logits(self, batch: PackedTokens, rows: Array | None = None) -> Array:
+        """Logits of the next token (rows, V) after the given rows of the batch; default: after every row."""
+        x = self.outputs(batch)
+        return self.next_logits(x if rows is None else x[self.backend.put(rows)])
 
     def new_cache(self, sequences: int = 1, capacity: int | None = None) -> ModelCache:
         """An empty cache for decoding so many sequences; its capacity is the window, or what is given."""
@@ -178,7 +245,7 @@ class TransformerModel:
             ValueError: a token or time that is none, a time that goes back, or more positions than the cache holds
                 where there is no window.
         """
-        return prefill(self, tokens, times, cu_seqlens, cache, rings, rows)
+        return self.next_logits(self.prefill_outputs(tokens, times, cu_seqlens, cache, rings, rows))
 
     def decode_step(self, tokens: Array, times: Array, cache: ModelCache, rings: Array | None = None) -> Array:
         """One new position of each sequence, wherever each stands -> logits (B, V) of the token that follows it.
@@ -187,6 +254,17 @@ class TransformerModel:
         raised, as in `prefill`.
         """
         return decode_step(self, tokens, times, cache, rings)
+
+    def prefill_outputs(
+        self, tokens: Array, times: Array, cu_seqlens: Array, cache: ModelCache, rings: Array | None = None,
+        rows: int = PREFILL_ROWS,
+    ) -> Array:  # fmt: skip
+        """`prefill`, but the last block's outputs (N, C), for `next_logits` and `next_gap`."""
+        return prefill_outputs(self, tokens, times, cu_seqlens, cache, rings, rows)
+
+    def decode_outputs(self, tokens: Array, times: Array, cache: ModelCache, rings: Array | None = None) -> Array:
+        """`decode_step`, but the last block's outputs (B, C), for `next_logits` and `next_gap`."""
+        return decode_outputs(self, tokens, times, cache, rings)
 
     def find_nonfinite(self, batch: PackedTokens, dropout: DropoutKey | None = None) -> str | None:
         """Name of the first parameter or layer whose values are not finite, in the order of the forward; or None."""
@@ -208,8 +286,14 @@ class TransformerModel:
                     return f"blocks.{index}.attention (after its output projection)"
                 if not _finite(x):
                     return f"blocks.{index}.feed_forward"
-            loss, _ = self.head.loss_forward(x, batch.targets, gradients=False)
-        return None if np.isfinite(float(loss)) else "head"
+            normed = self.final_norm(x)
+            loss, _ = self.head.loss_forward(normed, batch.targets, gradients=False)
+            if not np.isfinite(float(loss)):
+                return "head"
+            if self.time_head is not None:
+                gaps = batch.target_times - batch.times
+                loss, _ = self.time_head.loss_forward(normed, gaps, batch.targets >= 0)
+        return None if np.isfinite(float(loss)) else "time_head"
 
     def flops(self, batch: PackedTokens) -> float:
         """Floating-point operations of one forward and backward: 6 per matrix weight and token, and attention's."""

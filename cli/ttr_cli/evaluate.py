@@ -33,8 +33,9 @@ def evaluate(
     from ttr_gpu.data.dataset import open_dataset
     from ttr_gpu.errors import UserError
     from ttr_gpu.infer.evaluation import evaluate_split
+    from ttr_gpu.infer.report import compare, floors
     from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
-    from ttr_gpu.train.run import compare, describe, floors
+    from ttr_gpu.train.run import describe
     from ttr_gpu.train.trainer import check_same_data
 
     use_threads(threads)
@@ -49,11 +50,13 @@ def evaluate(
         raise UserError(f"--stride: got {stride}, expected at most the length of a window, {length}")
     model = checkpoint.load_model(backend, averaged=not no_average)
     result = evaluate_split(model, part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride)
-    beside = floors(dataset, split)
+    beside = floors(dataset, split, checkpoint.config.model)
     if as_json:
         described = {"checkpoint": str(checkpoint.path), "data": str(data), **asdict(result)}
+        if result.time_nll is not None:
+            described |= {"protocol": result.protocol, "nll": result.loss(1.0)}
         click.echo(json.dumps({**described, "floors": [asdict(floor) for floor in beside]}, indent=2))
         return
     click.echo(f"{checkpoint.path} on {data}")
-    for line in compare(result, beside):
+    for line in compare(result, beside, checkpoint.config.model, dataset.time_unit_seconds):
         click.echo(line)

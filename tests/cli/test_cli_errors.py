@@ -184,7 +184,7 @@ def test_other_content_with_the_same_vocabulary_can_be_evaluated_but_not_resumed
     (tmp_path / "less.csv").write_text("".join(lines[:-60]))
     ttr("preprocess", tmp_path / "less.csv", "-o", tmp_path / "less.zarr").ok()
     ttr("train", tmp_path / "less.zarr", "--resume", run).error("its content is not what", "was trained on")
-    ttr("eval", run, tmp_path / "less.zarr").ok("nats per token")
+    ttr("eval", run, tmp_path / "less.zarr").ok("nats per event")
 
 
 def test_eval_of_what_is_no_run(ttr, run, events, tmp_path):

@@ -21,8 +21,8 @@ def test_train_prints_its_plan_steps_summary_and_places(ttr, events, tmp_path):
     plan = [line.split()[0] for line in lines[:6]]
     assert plan == ["data", "model", "training", "memory", "device", "time"]
     step = re.compile(
-        r"step +\d+/4  loss +\d+\.\d{4}  lr \d\.\d\de-\d\d  norm +\d+\.\d{3} +[\d,]+ tok/s +\d+ % peak  "
-        r"\d+\.\d\d GiB  wait +\d+ %  ETA \d+:\d\d"
+        r"step +\d+/4  loss +\d+\.\d{4} \(type \d\.\d{4}, time -?\d+\.\d{4}\)  lr \d\.\d\de-\d\d  "
+        r"norm +\d+\.\d{3} +[\d,]+ tok/s +\d+ % peak  \d+\.\d\d GiB  wait +\d+ %  ETA \d+:\d\d"
     )
     assert sum(step.fullmatch(line) is not None for line in lines) == 4
     assert sum(line.startswith("---- step") for line in lines) == 2
@@ -55,7 +55,7 @@ def test_divergence_ends_with_what_to_try(ttr, events, tmp_path):
 
 
 def test_eval(ttr, run, events):
-    out = ttr("eval", run, events).ok("test ", "nats per token", "n-gram of order 0", "the best floor")
+    out = ttr("eval", run, events).ok("test ", "nats per event", "n-gram of order 0", "the best floor", "log-normal ")
     assert out.startswith(str(run))
     described = json.loads(ttr("eval", run, events, "--split", "validation", "--json").ok())
     assert described["split"] == "validation"
@@ -63,7 +63,9 @@ def test_eval(ttr, run, events):
     assert described["tokens"] == sum(
         open_dataset(events).attributes["splits"]["validation"][k] * s for k, s in (("tokens", 1), ("sequences", -1))
     )
-    assert {floor["name"] for floor in described["floors"]} >= {"n-gram of order 0", "n-gram of order 2"}
+    assert {floor["name"] for floor in described["floors"]} >= {"n-gram of order 0", "n-gram of order 2", "log-normal"}
+    assert described["nll"] == pytest.approx(described["cross_entropy"] + described["time_nll"], rel=1e-9)
+    assert described["protocol"] == "first event of a sequence not scored, no survival term"
     longer = json.loads(ttr("eval", run, events, "--max-length", "19", "--stride", "1", "--json").ok())
     assert longer["split"] == "test"
     assert math.isfinite(longer["cross_entropy"])

@@ -46,7 +46,7 @@ def test_checkpoint_average(ttr, run, events, tmp_path):
     expected = [load_file(path / "model.safetensors") for path in paths]
     for name, array in load_file(out / "model.safetensors").items():
         np.testing.assert_allclose(array, np.mean([arrays[name] for arrays in expected], axis=0), rtol=1e-6, atol=1e-9)
-    ttr("eval", out, events).ok("nats per token")
+    ttr("eval", out, events).ok("nats per event")
     ttr("checkpoint", "show", out).ok("average of  ")
     ttr("train", events, "--resume", out).error("holds weights alone, from which a run cannot be resumed")
     ttr("checkpoint", "average", run, "-o", out).error("exists already")

@@ -29,6 +29,8 @@ VARIANTS = {
     "no time": {"time_bias": "none", "time_features": "none"},
     "grouped heads, window, tied head": {"num_kv_heads": 2, "window": 5, "tied_head": True},
     "dropout": {"dropout": DropoutConfig(attention=0.2, feed_forward=0.1, residual=0.3)},
+    "gaps": {"time_components": 3, "time_log_mean": 1.2, "time_log_std": 0.7, "time_min_sigma": 0.3},
+    "gaps, tied head, one component": {"time_components": 1, "tied_head": True, "time_bias": "linear"},
     "performer": {"attention": "performer", "attention_features": 12, "time_bias": "linear", "num_kv_heads": 2},
 }
 
@@ -91,17 +93,18 @@ def test_same_seed_gives_the_same_bits():
 def test_sequences_in_a_pack_do_not_see_each_other():
     model = TransformerModel(config(), seed=2)
     both = packed([9, 6], 11, ignored=0.0)
-    alone = type(both)(both.tokens[9:], both.times[9:], np.array([0, 6], np.int32), both.targets[9:])
+    starts = np.array([0, 6], np.int32)
+    alone = type(both)(both.tokens[9:], both.times[9:], starts, both.targets[9:], both.target_times[9:])
     np.testing.assert_allclose(model.evaluate_batch(both)[0][9:], model.evaluate_batch(alone)[0], rtol=1e-5)
 
 
 def test_the_future_does_not_change_the_past():
     model = TransformerModel(config(), seed=2)
     batch = packed([12], 11, ignored=0.0)
-    before, _ = model.evaluate_batch(batch)
+    before = model.evaluate_batch(batch).losses
     batch.tokens[8:] = (batch.tokens[8:] + 1) % 11
     batch.times[8:] += 1e4
-    after, _ = model.evaluate_batch(batch)
+    after = model.evaluate_batch(batch).losses
     np.testing.assert_array_equal(before[:8], after[:8])
     assert not np.array_equal(before[8:], after[8:])
 
@@ -109,7 +112,7 @@ def test_the_future_does_not_change_the_past():
 def test_time_matters():
     model = TransformerModel(config(), seed=2)
     batch = packed([12], 11, ignored=0.0)
-    before, _ = model.evaluate_batch(batch)
+    before = model.evaluate_batch(batch).losses
     batch.times[5] += 0.5 * (batch.times[6] - batch.times[5])
     assert not np.array_equal(before[5:], model.evaluate_batch(batch)[0][5:])
 

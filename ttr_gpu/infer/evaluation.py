@@ -1,4 +1,4 @@
-"""How well a model predicts a split: cross-entropy, accuracy, and for text bits per byte."""
+"""How well a model predicts a split: likelihood of types and gaps, accuracy, and for text bits per byte."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Evaluation:
 
     Attributes:
         tokens: targets scored: every token but each sequence's first.
-        cross_entropy: nats per target.
+        cross_entropy: nats per target, a mean over all targets (not of means over sequences).
         accuracy: share of targets that were the likeliest token.
         bits_per_byte: of the documents' UTF-8, each terminator a byte; None for events or a part of a split.
+        time_nll: −log p(gap) in nats per target, the density per unit of the data set's time; None without a time head.
     """
 
     split: str
@@ -29,6 +30,16 @@ class Evaluation:
     cross_entropy: float
     accuracy: float
     bits_per_byte: float | None
+    time_nll: float | None = None
+
+    def loss(self, time_weight: float) -> float:
+        """What training minimises: cross_entropy, and time_weight times time_nll."""
+        return self.cross_entropy + (0.0 if self.time_nll is None else time_weight * self.time_nll)
+
+    @property
+    def protocol(self) -> str:
+        """What was scored: likelihoods of other protocols are other numbers."""
+        return "first event of a sequence not scored, no survival term"
 
     @property
     def perplexity(self) -> float:
@@ -44,17 +55,20 @@ def evaluate_split(
 
     `stopped` is asked before every batch whether to leave the rest out.
     """
-    nats, right, count = 0.0, 0, 0
+    nats, time_nats, right, count = 0.0, 0.0, 0, 0
     for batch in evaluation_batches(
         split, tokens_per_batch=max(tokens_per_batch, max_length), max_length=max_length, stride=stride,
         limit_tokens=limit_tokens,
     ):  # fmt: skip
         if stopped is not None and stopped():
             break
-        losses, correct = model.evaluate_batch(batch)
-        nats += float(losses.sum(dtype=np.float64))
-        right += int(correct[batch.targets >= 0].sum())
+        scores = model.evaluate_batch(batch)
+        nats += float(scores.losses.sum(dtype=np.float64))
+        if scores.time_losses is not None:
+            time_nats += float(scores.time_losses.sum(dtype=np.float64))
+        right += int(scores.correct[batch.targets >= 0].sum())
         count += int((batch.targets >= 0).sum())
     whole = count == split.token_count - split.sequences
     bits = nats / math.log(2) / split.bytes if split.bytes and whole else None
-    return Evaluation(split.name, count, nats / max(count, 1), right / max(count, 1), bits)
+    time_nll = None if model.time_head is None else time_nats / max(count, 1)
+    return Evaluation(split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll)

@@ -96,7 +96,7 @@ class EventStreams:
         self._check_streams(rings)
         for ring in rings[self.cache.lengths[rings] == 0]:
             raise ValueError(f"stream {ring}: has no event yet; push one first")
-        logits = self.model.head.logits(self.model.backend.put(self._last[rings]))
+        logits = self.model.next_logits(self.model.backend.put(self._last[rings]))
         return probabilities(to_host(logits), Sampling())
 
     def clear(self, streams: Array | Sequence[int]) -> None:

@@ -1,8 +1,10 @@
-"""What a model must beat to have learned something: n-grams for events, bzip2 for text."""
+"""What a model must beat to have learned something: n-grams and marginal distributions of gaps for events, bzip2 for
+text."""
 
 from __future__ import annotations
 
 import bz2
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,48 @@ class Floor:
 
     Attributes:
         value: in `unit`, "nats" or "bits per byte".
+        of: what is predicted, "type", "time" or "text".
     """
 
     name: str
     value: float
     unit: str
     accuracy: float | None = None
+    of: str = "type"
+
+
+def lowest(floors: list[Floor], of: str) -> Floor | None:
+    """The best simple method for "type", "time" or "text"."""
+    return min((floor for floor in floors if floor.of == of), key=lambda floor: floor.value, default=None)
+
+
+def gap_floors(train: Split, test: Split, zero_gap: float) -> list[Floor]:
+    """Distributions of the gap without a history, fitted to the training gaps by maximum likelihood.
+
+    One log-normal, and one exponential (a Poisson process of constant rate). A gap of zero counts as `zero_gap`, as in
+    a model.
+    """
+    fitted, scored = (_gaps(split) for split in (train, test))
+    fitted, scored = (np.where(gaps > 0, gaps, zero_gap) for gaps in (fitted, scored))
+    logs, mean = np.log(fitted), float(fitted.mean())
+    location, scale = float(logs.mean()), max(float(logs.std()), 1e-6)
+    z = (np.log(scored) - location) / scale
+    log_normal = float((np.log(scored) + 0.5 * z * z).mean()) + math.log(scale) + 0.5 * math.log(2 * math.pi)
+    exponential = math.log(mean) + float(scored.mean()) / mean
+    return [
+        Floor("log-normal", log_normal, "nats", of="time"),
+        Floor("exponential", exponential, "nats", of="time"),
+    ]
+
+
+def _gaps(split: Split) -> Any:
+    """Gaps between neighbouring events of a split's sequences."""
+    count = min(split.token_count, _MOST_EVENTS)
+    gaps = np.diff(split.read(0, count)[1])
+    inside = np.ones(len(gaps), bool)
+    starts = split.offsets[1:-1]
+    inside[starts[starts < count] - 1] = False
+    return gaps[inside]
 
 
 def event_floors(train: Split, test: Split, vocabulary: int, orders: int = 3) -> list[Floor]:
@@ -79,7 +117,7 @@ def text_floors(dataset: Dataset) -> list[Floor]:
                 break
     text_bytes = b"".join(parts)[:_MOST_TEXT]
     bits = 8.0 * len(bz2.compress(text_bytes, 9)) / max(1, len(text_bytes))
-    return [Floor("bzip2", bits, "bits per byte")]
+    return [Floor("bzip2", bits, "bits per byte", of="text")]
 
 
 class _Counts:

@@ -47,6 +47,9 @@ class TrainConfig(BaseModel):
         lt=1,
         description="decay of an average of the weights, which is then evaluated; such as 0.999",
     )
+    time_weight: float = Field(
+        default=1.0, ge=0, description="of the gap's loss beside the type's, both in nats per event"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     z_loss: float = Field(default=0.0, ge=0)
     loss_scale: float = Field(default=65536.0, ge=1, description="first factor of the loss in float16; it adapts")
@@ -91,6 +94,9 @@ class RunConfig(BaseModel):
         """The peak learning rate, with the default resolved: wider models want smaller steps."""
         return self.train.lr or min(2e-3, 1e-3 * (256 / self.model.embed_dim) ** 0.5)
 
+
+# Keys whose value is that of the data set, unless it is given.
+_FROM_DATA = {f"model.time_{name}" for name in ("scale", "span", "components", "log_mean", "log_std", "zero_gap")}
 
 # Small models meet small data, and overfit them without dropout.
 _DROPOUT = {"attention": 0.1, "feed_forward": 0.1, "residual": 0.1}
@@ -141,7 +147,7 @@ def key_table() -> list[tuple[str, str, str]]:
     rows = []
     for key in config_keys():
         info = _field(key)
-        from_data = info.is_required() or key in ("model.time_scale", "model.time_span")
+        from_data = info.is_required() or key in _FROM_DATA
         default = "from data" if from_data else str(info.default)
         rows.append((key, default, info.description or ""))
     return rows

@@ -103,6 +103,10 @@ def _activations(model: TransformerModel, config: RunConfig, recompute: Recomput
     before = stream + kinds * (item * shape.time_features_dim + 8) + 4 * shape.head_dim + 24
     # With the last block's output, which the head's norm keeps: the head's gradient of it, losses, best tokens.
     after = stream + 4 + 8
+    # The time head in float32: the mixture's parameters thrice over, and a 16-bit input's copy; then their gradients.
+    k, wide = shape.time_components, 4 * c if item == 2 else 0
+    after += 24 * k + 24 + wide if k else 0
+    gaps = 12 * k + 4 * c + stream if k else 0
     # A gradient of the residual stream more where dropout does not leave it as it is.
     dropped = stream if shape.dropout.residual > 0 else 0
     in_feed_forward = item * f + stream + dropped
@@ -124,7 +128,7 @@ def _activations(model: TransformerModel, config: RunConfig, recompute: Recomput
         below += kept[policy] + stream
     # During the loss the head's norm and its result stand beside what all blocks have saved.
     in_backward = tokens * (before + after + stream + fullest)
-    in_loss = tokens * (before + after + below + stream) + head
+    in_loss = tokens * (before + after + below + stream) + max(head, tokens * gaps)
     weight_gradient = 4 * classes * c
     return max(in_backward, in_loss) + weight_gradient + _scratch(model, tokens, chunk)
 

@@ -19,6 +19,8 @@ class StepMetrics:
         seconds: of the whole step; wait_seconds: of these, until its data were there.
         gradient_norm: before clipping; None for a step that was skipped, since its gradients overflowed in float16.
         loss_scale: of this step, None unless the run is in float16; skipped: steps skipped so far.
+        type_loss, time_loss: nats per event of the next type and of the gap to it, of which `loss` is made; None
+            unless both are learned.
     """
 
     step: int
@@ -32,6 +34,8 @@ class StepMetrics:
     memory: int
     loss_scale: float | None = None
     skipped: int = 0
+    type_loss: float | None = None
+    time_loss: float | None = None
 
 
 class RunLog:
@@ -89,8 +93,11 @@ class RunLog:
         width = len(str(self.total))
         norm = "  skip" if metrics.gradient_norm is None else f"{metrics.gradient_norm:6.3f}"
         scale = "" if metrics.loss_scale is None else f"scale {metrics.loss_scale:g} ({metrics.skipped} skipped)  "
+        parts = ""
+        if metrics.type_loss is not None:
+            parts = f" (type {metrics.type_loss:.4f}, time {metrics.time_loss:.4f})"
         self.line(
-            f"step {metrics.step:>{width}}/{self.total}  loss {metrics.loss:7.4f}  lr {metrics.lr:.2e}  "
+            f"step {metrics.step:>{width}}/{self.total}  loss {metrics.loss:7.4f}{parts}  lr {metrics.lr:.2e}  "
             f"norm {norm}  {metrics.tokens / seconds:>9,.0f} tok/s  "
             f"{100 * metrics.flops / seconds / self.peak:3.0f} % peak  {metrics.memory / 2**30:.2f} GiB  "
             f"wait {100 * metrics.wait_seconds / seconds:2.0f} %  {scale}"

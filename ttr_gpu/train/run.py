@@ -14,8 +14,8 @@ from ..backend import choose_backend
 from ..data.batches import TrainingBatches
 from ..data.dataset import Dataset, open_dataset
 from ..errors import UserError
-from ..infer.evaluation import Evaluation
-from ..infer.floors import Floor, event_floors, text_floors
+from ..infer.floors import Floor, lowest
+from ..infer.report import compare, floors
 from ..memory import keep_freed_memory
 from ..model import TransformerModel
 from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint, open_newest
@@ -25,6 +25,9 @@ from .metrics import duration
 from .plan import costs_of_policies, fitted, loaded_program, make_plan
 from .plot import plot_run
 from .trainer import Outcome, Trainer, check_same_data
+
+# Log-normals in the distribution of a gap, unless model.time_components says otherwise.
+_COMPONENTS = 16
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def show_plan(options: RunOptions, echo: Callable[[str], None]) -> None:
 def _new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
     from_data = {
         "vocabulary_size": dataset.vocabulary_size, "time_scale": dataset.gap.get("median_nonzero") or 1.0,
-        "time_span": _span(dataset),
+        "time_span": _span(dataset), **_time_model(dataset),
     }  # fmt: skip
     config = resolve_config(from_data, options.preset, options.config, list(options.assignments))
     if config.model.vocabulary_size < dataset.vocabulary_size:
@@ -118,6 +121,18 @@ def _new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
             f"{dataset.vocabulary_size}, the vocabulary of {options.data}"
         )
     return config
+
+
+def _time_model(dataset: Dataset) -> dict[str, Any]:
+    """Events are modelled in time, by log-normals around the training gaps."""
+    gap = dataset.gap
+    if dataset.kind != "events" or not gap.get("least_nonzero"):
+        return {}
+    return {
+        "time_components": _COMPONENTS, "time_log_mean": gap["log_mean"], "time_log_std": gap["log_std"] or 1.0,
+        # Half the smallest step that can be seen: of a clock of that step, a gap of zero is somewhere below.
+        "time_zero_gap": 0.5 * (gap["grid"] or gap["least_nonzero"]),
+    }  # fmt: skip
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -131,38 +146,6 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def floors(dataset: Dataset, split: str) -> list[Floor]:
-    """The floors of a split, as far as the data have what they need."""
-    if dataset.kind == "text":
-        return text_floors(dataset)
-    return event_floors(dataset.split("train"), dataset.split(split), dataset.vocabulary_size)
-
-
-def compare(result: Evaluation, beside: list[Floor]) -> list[str]:
-    """Lines that put a result beside its floors."""
-    lines = []
-    if result.bits_per_byte is None:
-        lines.append(
-            f"{result.split:<11} {result.cross_entropy:.4f} nats per token, accuracy {100 * result.accuracy:.1f} %, "
-            f"perplexity {result.perplexity:.2f} ({result.tokens:,} tokens)"
-        )
-        own, better = result.cross_entropy, [f for f in beside if f.unit == "nats"]
-    else:
-        lines.append(
-            f"{result.split:<11} {result.bits_per_byte:.4f} bits per byte ({result.cross_entropy:.4f} nats per token, "
-            f"accuracy {100 * result.accuracy:.1f} %, {result.tokens:,} tokens)"
-        )
-        own, better = result.bits_per_byte, [f for f in beside if f.unit == "bits per byte"]
-    for floor in better:
-        accuracy = f", accuracy {100 * floor.accuracy:.1f} %" if floor.accuracy is not None else ""
-        lines.append(f"  {floor.name:<17} {floor.value:.4f} {floor.unit}{accuracy}")
-    if better:
-        best = min(better, key=lambda floor: floor.value)
-        verdict = "below" if own < best.value else "ABOVE"
-        lines.append(f"  the model is {abs(own - best.value):.4f} {best.unit} {verdict} the best floor ({best.name})")
-    return lines
-
-
 def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcome, echo: Callable[[str], None]) -> None:
     progress = outcome.progress
     best = find_checkpoint(folder, best=True)
@@ -172,23 +155,32 @@ def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcom
         f"({progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s)",
     ]
     if progress.best_loss is not None:
-        lines.append(f"validation  {progress.best_loss:.4f} nats per token at step {progress.best_step}, the best")
+        per = "token" if dataset.kind == "text" else "event"
+        lines.append(f"validation  {progress.best_loss:.4f} nats per {per} at step {progress.best_step}, the best")
     beside: list[Floor] = []
     if "test" in dataset.splits:
         if best.name != f"step-{progress.step:08d}" or trainer.averages is not None:
             open_checkpoint(best).restore_weights(trainer.model)
         result = trainer.evaluate("test")
-        beside = floors(dataset, "test")
-        lines += compare(result, beside)
-    in_nats = [floor for floor in beside if floor.unit == "nats"]
-    lowest = min(in_nats, key=lambda floor: floor.value) if in_nats else None
-    picture = plot_run(folder, (lowest.name, lowest.value) if lowest else None)
+        beside = floors(dataset, "test", trainer.config.model)
+        lines += compare(result, beside, trainer.config.model, dataset.time_unit_seconds)
+    picture = plot_run(folder, _floor_of_loss(trainer.config, beside))
     lines += [f"run         {folder}", f"plot        {picture}", f"best        {best}"]
     lines.append(f"again       ttr-gpu eval {folder} {dataset.path}")
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         for line in lines:
             echo(line)
             log.write(line + "\n")
+
+
+def _floor_of_loss(config: RunConfig, beside: list[Floor]) -> tuple[str, float] | None:
+    """Name and value of the best simple methods' loss, as training weighs it."""
+    best, gap = lowest(beside, "type"), lowest(beside, "time")
+    if best is None:
+        return None
+    if gap is None:
+        return best.name, best.value
+    return f"{best.name}, {gap.name} gaps", best.value + config.train.time_weight * gap.value
 
 
 # What a run cannot change on its way, and why: everything else of train.* takes effect from the next step on.

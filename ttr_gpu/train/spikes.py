@@ -65,7 +65,8 @@ def worst_sequences(model: TransformerModel, batches: list[Batch]) -> tuple[list
     """Sequences of these batches and their mean losses under the model as it is, the worst first."""
     sums: dict[int, list[Any]] = {}
     for batch in batches:
-        losses, _ = model.evaluate_batch(batch)
+        scores = model.evaluate_batch(batch)
+        losses = scores.losses if scores.time_losses is None else scores.losses + scores.time_losses
         for number, sequence in enumerate(batch.sequence_ids):
             part = slice(int(batch.cu_seqlens[number]), int(batch.cu_seqlens[number + 1]))
             sums.setdefault(int(sequence), []).append(losses[part])

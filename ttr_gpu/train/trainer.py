@@ -76,6 +76,8 @@ class Trainer:
         self.model = TransformerModel(config.model, seed=train.seed, backend=backend)
         self.optimizer = Optimizer(self.model, train)
         self.averages = Averages(self.model, train.ema) if train.ema else None
+        # Both types and times are learned: each is reported.
+        self._joint = self.model.time_head is not None and config.model.vocabulary_size > 1
         self.progress = Progress()
         if config.model.precision == "float16":
             self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)
@@ -152,7 +154,7 @@ class Trainer:
         waited = time.perf_counter() - begin
         train, progress, model, scaling = self.config.train, self.progress, self.model, self.progress.loss_scale
         step, scale = progress.step + 1, scaling.value
-        loss, norm = self._gradients(step, batches, scale)
+        (loss, type_loss, time_loss), norm = self._gradients(step, batches, scale)
         finite = math.isfinite(norm)
         spike = self.spikes.look(loss, norm if finite else None)
         if spike is not None:
@@ -178,31 +180,39 @@ class Trainer:
             step=step, loss=loss, lr=rate, gradient_norm=norm if finite else None, tokens=tokens, seconds=seconds,
             wait_seconds=waited, flops=sum(model.flops(batch) for batch in batches),
             memory=model.backend.used_bytes(), loss_scale=scale if scaling.dynamic else None, skipped=scaling.skipped,
+            type_loss=type_loss, time_loss=time_loss,
         )  # fmt: skip
         self.log.step(metrics)
 
-    def _gradients(self, step: int, batches: list[Batch], scale: float) -> tuple[float, float]:
-        """Forward and backward of a step; its loss, and the norm of its gradients, which are kept times `scale`."""
+    def _gradients(
+        self, step: int, batches: list[Batch], scale: float
+    ) -> tuple[tuple[float, float | None, float | None], float]:
+        """Forward and backward of a step; its loss (of types and times also each), and the norm of its
+        gradients, which are kept times `scale`."""
         train, model = self.config.train, self.model
         counts = [int((batch.targets >= 0).sum()) for batch in batches]
         count = max(sum(counts), 1)
         model.zero_gradients()
-        losses: list[tuple[Any, Batch, DropoutKey]] = []
+        losses: list[tuple[tuple[Any, Any, Any], Batch, DropoutKey]] = []
         for index, (batch, targets) in enumerate(zip(batches, counts, strict=True)):
             key = DropoutKey(train.seed, (step - 1) * train.accumulate + index + 1)
             loss, saved = model.loss_forward(
-                batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, gradient_scale=scale,
-                recompute=self.config.recompute,
+                batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, time_weight=train.time_weight,
+                gradient_scale=scale, recompute=self.config.recompute,
             )  # fmt: skip
             # Batches weigh by their targets, so that several equal one large batch.
             model.loss_backward(scale * targets / count, saved)
-            losses.append((loss, batch, key))
+            losses.append(((loss, saved.type_loss, saved.time_loss), batch, key))
         norm = self.optimizer.gradient_norm() / scale
         # Looked at only now: on a GPU the first look waits for all the work before it.
-        for loss, batch, key in losses:
+        for (loss, _, _), batch, key in losses:
             if not math.isfinite(float(loss)):
                 self._diverged(step, f"the loss is {float(loss)}", batch, key)
-        return sum(float(loss) * targets for (loss, _, _), targets in zip(losses, counts, strict=True)) / count, norm
+
+        def mean(part: int) -> float:
+            return sum(float(each[0][part]) * targets for each, targets in zip(losses, counts, strict=True)) / count
+
+        return (mean(0), mean(1), mean(2)) if self._joint else (mean(0), None, None), norm
 
     def _report(self, step: int, spike: Spike, batches: list[Batch]) -> None:
         """Name the sequences of a step that stood out, those of the highest loss first."""
@@ -240,19 +250,23 @@ class Trainer:
             # Cut short, and so no measure: a Ctrl-C need not wait for a long evaluation.
             return False
         progress.evaluated_step = progress.step
-        improved = progress.best_loss is None or result.cross_entropy < progress.best_loss
+        weight = self.config.train.time_weight
+        loss, plain_loss = result.loss(weight), plain.loss(weight)
+        improved = progress.best_loss is None or loss < progress.best_loss
         if improved:
-            progress.best_loss, progress.best_step, progress.stale = result.cross_entropy, progress.step, 0
+            progress.best_loss, progress.best_step, progress.stale = loss, progress.step, 0
         else:
             progress.stale += 1
         self.log.record(
-            "validation", step=progress.step, loss=result.cross_entropy, accuracy=result.accuracy, best=improved,
-            **({} if self.averages is None else {"loss_without_average": plain.cross_entropy}),
+            "validation", step=progress.step, loss=loss, accuracy=result.accuracy, best=improved,
+            **({"type_loss": result.cross_entropy, "time_loss": result.time_nll} if self._joint else {}),
+            **({} if self.averages is None else {"loss_without_average": plain_loss}),
         )  # fmt: skip
-        averaged = "" if self.averages is None else f" with averaged weights ({plain.cross_entropy:.4f} without)"
+        averaged = "" if self.averages is None else f" with averaged weights ({plain_loss:.4f} without)"
+        parts = f" (type {result.cross_entropy:.4f}, time {result.time_nll:.4f})" if self._joint else ""
         mark = "  best so far" if improved else f"  best was {progress.best_loss:.4f} at step {progress.best_step}"
         self.log.line(
-            f"---- step {progress.step}: validation {result.cross_entropy:.4f} nats{averaged}, "
+            f"---- step {progress.step}: validation {loss:.4f} nats{parts}{averaged}, "
             f"accuracy {100 * result.accuracy:.1f} %{mark}"
         )
         return improved

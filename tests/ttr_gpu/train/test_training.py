@@ -44,7 +44,7 @@ def tensorboard_scalars(folder: Path, tag: str) -> dict[int, float]:
 
 
 def test_learns_and_leaves_a_run_behind(data, tmp_path):
-    outcome, said = run(data, tmp_path, "train.steps=150", "train.lr=0.01")
+    outcome, said = run(data, tmp_path, "train.steps=150", "train.lr=0.01", "model.time_components=0")
     text = "\n".join(said)
     assert outcome.reason in ("finished", "early")
     assert "below the best floor" in text

@@ -60,7 +60,9 @@ def regular(tmp_path_factory):
 
 def test_a_spike_names_the_sequence_that_caused_it(regular, tmp_path):
     data, odd = regular
-    _, said = run(data, tmp_path, "train.steps=150", "train.lr=0.02", "train.spike_threshold=6", "train.patience=0")
+    options = ("train.steps=150", "train.lr=0.02", "train.spike_threshold=6", "train.patience=0")
+    # All gaps are alike here: their likelihood grows without end, and would hide the types.
+    _, said = run(data, tmp_path, *options, "model.time_components=0")
     spikes = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "spike"]
     steps = {record["step"]: record for record in read_metrics(tmp_path / "run") if record["kind"] == "step"}
     assert spikes

@@ -1,0 +1,56 @@
+"""A result beside what simple methods reach on the same split, in words."""
+
+from __future__ import annotations
+
+from ..config import ModelConfig
+from ..data.dataset import Dataset
+from ..data.inspection import unit_name
+from .evaluation import Evaluation
+from .floors import Floor, event_floors, gap_floors, lowest, text_floors
+
+
+def floors(dataset: Dataset, split: str, config: ModelConfig) -> list[Floor]:
+    """The floors of a split: of types where there are several, of gaps where the model answers for them."""
+    if dataset.kind == "text":
+        return text_floors(dataset)
+    train, test = dataset.split("train"), dataset.split(split)
+    found = event_floors(train, test, dataset.vocabulary_size) if dataset.vocabulary_size > 1 else []
+    return found + (gap_floors(train, test, config.time_zero_gap) if config.time_components else [])
+
+
+def compare(result: Evaluation, beside: list[Floor], config: ModelConfig, unit: float | None = None) -> list[str]:
+    """Lines that put a result beside its floors; `unit` is that of time, in seconds."""
+    if result.bits_per_byte is not None:
+        head = (
+            f"{result.split:<11} {result.bits_per_byte:.4f} bits per byte ({result.cross_entropy:.4f} nats per token, "
+            f"accuracy {100 * result.accuracy:.1f} %, {result.tokens:,} tokens)"
+        )
+        return [head, *_beside(result.bits_per_byte, beside, "text")]
+    if result.time_nll is None:
+        head = (
+            f"{result.split:<11} {result.cross_entropy:.4f} nats per token, accuracy {100 * result.accuracy:.1f} %, "
+            f"perplexity {result.perplexity:.2f} ({result.tokens:,} tokens)"
+        )
+        return [head, *_beside(result.cross_entropy, beside, "type")]
+    typed = config.vocabulary_size > 1
+    lines = [f"{result.split:<11} {result.loss(1.0):.4f} nats per event ({result.tokens:,} events; {result.protocol})"]
+    if typed:
+        lines.append(
+            f"next type   {result.cross_entropy:.4f} nats, accuracy {100 * result.accuracy:.1f} %, perplexity "
+            f"{result.perplexity:.2f}"
+        )
+        lines += _beside(result.cross_entropy, beside, "type")
+    lines.append(f"gap to it   {result.time_nll:.4f} nats, of a density per unit of time ({unit_name(unit)})")
+    return lines + _beside(result.time_nll, beside, "time")
+
+
+def _beside(own: float, floors: list[Floor], of: str) -> list[str]:
+    lines = []
+    for floor in floors:
+        if floor.of == of:
+            accuracy = f", accuracy {100 * floor.accuracy:.1f} %" if floor.accuracy is not None else ""
+            lines.append(f"  {floor.name:<17} {floor.value:.4f} {floor.unit}{accuracy}")
+    if (best := lowest(floors, of)) is not None:
+        verdict = "below" if own < best.value else "ABOVE"
+        lines.append(f"  the model is {abs(own - best.value):.4f} {best.unit} {verdict} the best floor ({best.name})")
+    return lines
