@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -307,11 +308,14 @@ class TransformerModel:
 
 def attention_pairs(cu_seqlens: Array, config: ModelConfig) -> float:
     """Pairs of a query and a key that it sees, in all sequences together; with random features, of a query and one."""
-    lengths = np.diff(cu_seqlens).astype(np.float64)
+    ends = cu_seqlens.tolist()
     if config.attention == "performer":
-        return float(lengths.sum()) * config.attention_features
-    span = lengths if config.window is None else np.minimum(lengths, config.window)
-    return float((span * (span + 1) / 2 + (lengths - span) * span).sum())
+        return float(ends[-1]) * config.attention_features
+    pairs = 0
+    for begin, end in pairwise(ends):
+        span = end - begin if config.window is None else min(end - begin, config.window)
+        pairs += span * (span + 1) // 2 + (end - begin - span) * span
+    return float(pairs)
 
 
 def _finite(array: Array) -> bool:

@@ -10,6 +10,7 @@ what would make the host wait for the GPU is counted. It has no function that Cu
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -124,6 +125,33 @@ _WAITING = {"flatnonzero", "nonzero", "unique", "bincount"}
 _PASSED_ON = ("dtype", "itemsize", "nbytes", "ndim", "shape", "size", "strides")
 _DEVICE = SimpleNamespace(id=0)
 
+
+class UnownedMemory:
+    """Memory that belongs to `owner`, which it keeps alive."""
+
+    def __init__(self, ptr: int, size: int, owner: Any, device_id: int = -1) -> None:
+        self.ptr, self.size, self.owner = ptr, size, owner
+
+
+class MemoryPointer:
+    """A place in memory, which it keeps alive."""
+
+    def __init__(self, mem: UnownedMemory, offset: int) -> None:
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+    def array(self, shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
+        size = dtype.itemsize * int(np.prod(shape))
+        assert self.ptr + size <= self.mem.ptr + self.mem.size, "beyond the memory"
+        buffer = (ctypes.c_char * size).from_address(self.ptr)
+        buffer.memory = self.mem  # type: ignore[attr-defined]
+        return np.ndarray(shape, dtype, buffer)
+
+
+def _alloc(size: int) -> MemoryPointer:
+    block = np.empty(size, np.uint8)
+    return MemoryPointer(UnownedMemory(block.ctypes.data, size, block), 0)
+
+
 waits = 0  # how often the host would have waited for the GPU
 
 
@@ -138,8 +166,9 @@ class ndarray:
     __array_ufunc__ = None  # NumPy's functions and operators leave it alone
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, host: np.ndarray[Any, Any]) -> None:
-        self.host = host
+    def __init__(self, host: Any, dtype: Any = None, memptr: MemoryPointer | None = None) -> None:
+        """Around a NumPy array, or as CuPy makes one: of a shape and dtype, at a pointer."""
+        self.host = host if memptr is None else memptr.array(host, np.dtype(dtype))
 
     def __getattr__(self, name: str) -> Any:
         if name in _PASSED_ON:
@@ -317,6 +346,7 @@ def _module() -> ModuleType:
     module.ndarray, module.asarray, module.array, module.asnumpy = ndarray, _asarray, _asarray, _asnumpy  # type: ignore[attr-defined]
     module.float32, module.float64, module.int32, module.int64 = np.float32, np.float64, np.int32, np.int64  # type: ignore[attr-defined]
     module.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        alloc=_alloc, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory,
         get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=_wait),
         runtime=SimpleNamespace(
             getDevice=lambda: 0, getDeviceCount=lambda: 1, memGetInfo=lambda: (64 << 30, 80 << 30),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ttr_kernels.attention import AttentionSaved, TimeBias, attention_backward, attention_forward
-from ttr_kernels.common.arrays import Array, array_module
+from ttr_kernels.common.arrays import Array, array_module, empty
 from ttr_kernels.linear_attention import (
     LinearAttentionSaved,
     linear_attention_backward,
@@ -120,7 +120,7 @@ class MultiHeadAttention:
     def backward(self, dy: Array, saved: MultiHeadAttentionSaved) -> Array:
         """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""
         dmixed, _, _ = linear_backward(dy, saved.output, dweight=self.output.gradient)
-        dfused = array_module(dy).empty((len(dy), len(self.qkv.value)), dy.dtype)
+        dfused = empty((len(dy), len(self.qkv.value)), dy.dtype, dy)
         dq, dk, dv, drotated = self._split(dfused)
         attended, dmixed = saved.attention, dmixed.reshape(saved.attention.q.shape)
         if isinstance(attended, AttentionSaved):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array, DType, array_module
+from ttr_kernels.common.arrays import Array, DType, array_module, empty
+from ttr_kernels.embedding import embedding
 from ttr_kernels.rope import RopeTable, rope_cos_sin
 
 
@@ -46,22 +49,37 @@ class Sequences:
 
     def positions(self) -> Array:
         """(total,) int64, NumPy: the position of each row in its own sequence, from 0."""
+        starts = self.cu_seqlens[:-1]
         lengths = np.diff(self.cu_seqlens)
-        return np.arange(self.total, dtype=np.int64) - np.repeat(self.cu_seqlens[:-1].astype(np.int64), lengths)
+        starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+        # Ones, but back to 0 at each start, summed up.
+        steps, positions = empty(self.total, np.int64), empty(self.total, np.int64)
+        steps.fill(1)
+        steps[starts[:1]] = 0
+        steps[starts[1:]] = 1 - lengths[:-1]
+        np.cumsum(steps, out=positions)
+        return positions
 
     def gaps(self) -> Array:
         """(total,) float64: time since the position before, 0 at the start of a sequence."""
-        xp = array_module(self.times)
-        gaps: Array = xp.diff(self.times, prepend=self.times[:1])
+        xp, times = array_module(self.times), self.times
+        gaps = empty(self.total, np.float64, times)
+        xp.subtract(times[1:], times[:-1], out=gaps[1:])
         starts = self.cu_seqlens[:-1]
         gaps[xp.asarray(starts[starts < self.total])] = 0.0
         return gaps
 
     def rope(self, dim: int, base: float, dtype: DType) -> RopeTable:
         """The rotation of every row, by its position in its own sequence."""
-        wide = np.float64 if dtype == np.float64 else np.float32
         xp, positions = array_module(self.times), self.positions()
-        # Sequences share their positions: angles are computed once for each.
-        table = rope_cos_sin(xp.arange(int(positions.max(initial=0)) + 1), dim, base=base, dtype=wide)
+        # Sequences share their positions: angles are computed once for each, and kept for other batches.
+        longest = 1 << int(positions.max(initial=0)).bit_length()
+        device = None if xp is np else self.times.device.id  # type: ignore[attr-defined]
+        table = _rope_table(longest, dim, base, "float64" if dtype == np.float64 else "float32", xp, device)
         rows = xp.asarray(positions)
-        return RopeTable(table.cos[rows], table.sin[rows])
+        return RopeTable(embedding(rows, table.cos), embedding(rows, table.sin))
+
+
+@functools.lru_cache(maxsize=8)
+def _rope_table(positions: int, dim: int, base: float, dtype: str, xp: ModuleType, device: int | None) -> RopeTable:
+    return rope_cos_sin(xp.arange(positions), dim, base=base, dtype=np.dtype(dtype))

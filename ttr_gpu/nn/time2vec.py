@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array, array_module
+from ttr_kernels.common.arrays import Array, array_module, empty
 from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
 from ttr_kernels.time2vec import Time2VecSaved, time2vec_backward, time2vec_forward
 
@@ -63,14 +63,18 @@ class TimeEncoding:
 
     def forward(self, sequences: Sequences) -> tuple[Array, TimeEncodingSaved]:
         """-> y (total, C)."""
-        parts, saved = [], []
-        xp = array_module(sequences.times)
-        for kind, frequency, phase in zip(self.kinds, self.frequency, self.phase, strict=True):
-            t = sequences.times / self.span if kind == "absolute" else xp.log1p(sequences.gaps() / self.scale)
-            part, kept = time2vec_forward(t, frequency.value, phase.value, dtype=self.precision.compute)
-            parts.append(part)
-            saved.append(kept)
-        y, project = linear_forward(xp.concatenate(parts, axis=-1), self.project.cast(self.precision.compute))
+        saved, compute, times = [], self.precision.compute, sequences.times
+        xp, width = array_module(times), self.project.value.shape[1] // len(self.kinds)
+        features = empty((sequences.total, self.project.value.shape[1]), compute, times)
+        for index, (kind, frequency, phase) in enumerate(zip(self.kinds, self.frequency, self.phase, strict=True)):
+            if kind == "absolute":
+                t = xp.divide(times, self.span, out=empty(times.shape, times.dtype, times))
+            else:
+                t = sequences.gaps()
+                xp.log1p(xp.divide(t, self.scale, out=t), out=t)
+            part = features[:, width * index : width * (index + 1)]
+            saved.append(time2vec_forward(t, frequency.value, phase.value, dtype=compute, out=part)[1])
+        y, project = linear_forward(features, self.project.cast(compute))
         return y, TimeEncodingSaved(saved, project)
 
     def backward(self, dy: Array, saved: TimeEncodingSaved) -> None:

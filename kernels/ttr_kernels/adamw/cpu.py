@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.arrays import Array, kernel_view
+from ..common.arrays import FLOAT64, Array, kernel_view, zeros
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.storage import load
@@ -30,7 +30,7 @@ def update(
 
 def sum_of_squares(array: Array) -> float:
     flat = kernel_view(array).reshape(-1)
-    sums = np.zeros(-(-flat.size // _BLOCK), np.float64)
+    sums = zeros(-(-flat.size // _BLOCK), FLOAT64)
     parallel_for(_squares, len(sums), flat, sums, grain=16)
     return float(sums.sum())
 

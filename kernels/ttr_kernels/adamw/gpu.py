@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Array, DType, array_module, is_array
+from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Array, DType, array_module, contiguous, empty, is_array
 from ..common.cuda.launch import CXX_TYPES, Kernel, address, scratch
 
 _THREADS = 256
@@ -26,11 +26,12 @@ def update(
     schedule: Array | None,
 ) -> None:  # fmt: skip
     xp = array_module(parameter)
-    scale, scale_at = 1.0, 0
+    scale: float = 1.0
+    scale_at: Any = 0
     if is_array(gradient_scale) and array_module(gradient_scale) is xp:
         if gradient_scale.size != 1:
             raise ValueError(f"gradient_scale: got shape {gradient_scale.shape}, expected one number")
-        scale_at = xp.ascontiguousarray(gradient_scale, FLOAT64)
+        scale_at = contiguous(gradient_scale, FLOAT64)
     else:
         scale = float(gradient_scale)
     arrays = parameter, gradient, first, second
@@ -47,17 +48,16 @@ def update(
 
 def norm(arrays: Sequence[Array]) -> Array:
     """sqrt(Σ x²) over all arrays: an array of shape (), float64."""
-    xp = array_module(arrays[0])
     parts = [min(-(-array.size // _PART), _MOST_PARTS) for array in arrays]
     partials = scratch(arrays[0], (sum(parts),), FLOAT64, "sums of squares")
     start = 0
     for array, count in zip(arrays, parts, strict=True):
-        flat = xp.ascontiguousarray(array)
+        flat = contiguous(array)
         _norm_kernel("sums_of_squares", array.dtype).launch(
             flat, (count,), (_THREADS,), (flat, flat.size, _shift(flat), partials[start : start + count])
         )
         start += count
-    result: Array = xp.empty((), FLOAT64)
+    result = empty((), FLOAT64, arrays[0])
     _norm_kernel("root_of_sum", FLOAT32).launch(result, (1,), (1024,), (partials, len(partials), result))
     return result
 

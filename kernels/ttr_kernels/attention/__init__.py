@@ -21,12 +21,15 @@ from ..common.arrays import (
     FLOAT32,
     FLOAT64,
     INT32,
+    INT64,
     Array,
     array_module,
     check,
     check_out,
     check_parameter_gradient,
     check_same_dtype,
+    contiguous,
+    empty,
     implementation,
     on_gpu,
     takes_cuda_arrays,
@@ -165,8 +168,8 @@ def attention_forward(
             raise ValueError(f"key_times: got None, expected (B, S): S={sizes['S']} differs from T={sizes['T']}")
     out = check_out("out", out, q.shape, dtype, q)
     visibility = Visibility(query_offsets, key_offsets, causal, window or 0)
-    t = None if time_bias is None or times is None else array_module(q).ascontiguousarray(times).reshape(-1)
-    s = t if key_times is None or t is None else array_module(q).ascontiguousarray(key_times).reshape(-1)
+    t = None if time_bias is None or times is None else contiguous(times).reshape(-1)
+    s = t if key_times is None or t is None else contiguous(key_times).reshape(-1)
     scale = 1.0 / math.sqrt(sizes["D"]) if scale is None else float(scale)
     mask = Dropout(dropout, seed, offset)
     log_normalizer = implementation(q, __package__).forward(q, k, v, scale, visibility, t, s, time_bias, mask, out)
@@ -255,8 +258,8 @@ def checked_offsets(cu_seqlens: Array, total: int) -> Array:
     if cu_seqlens.size == 0 or cu_seqlens[0] != 0 or cu_seqlens[-1] != total:
         ends = "nothing" if cu_seqlens.size == 0 else f"{cu_seqlens[0]} .. {cu_seqlens[-1]}"
         raise ValueError(f"cu_seqlens: got {ends}, expected to run from 0 to the total of {total}")
-    offsets = cu_seqlens.astype(np.int64)
-    if (np.diff(offsets) < 0).any():
+    offsets = contiguous(cu_seqlens, INT64)
+    if np.less(offsets[1:], offsets[:-1], out=empty(len(offsets) - 1, bool)).any():
         raise ValueError(f"cu_seqlens: got a decrease at index {int(np.argmin(np.diff(offsets))) + 1}")
     return offsets
 

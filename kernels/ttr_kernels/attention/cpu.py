@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
+from ..common.arrays import FLOAT32, FLOAT64, INT64, Array, contiguous_rows, empty, kernel_view, result_rows, zeros
+from ..common.compilation import jit
 from ..common.compiled_philox import factor_bits
 from ..common.parallel import parallel_for
 from ..common.philox import keep_threshold, key_and_offset
@@ -34,7 +35,7 @@ def forward(
     options = _options(q, k, scale, visibility, time_bias, dropout)
     rows_q, rows_k, rows_v = _rows(q), _rows(k), _rows(v)
     rows_out = Rows(*result_rows("out", out, 2)[::2])
-    log_normalizer = np.empty((int(visibility.query_offsets[-1]), options.heads), np.float32)
+    log_normalizer = empty((int(visibility.query_offsets[-1]), options.heads), FLOAT32)
     group = options.heads // options.kv_heads
     chunk = max(QUERIES, _CHUNK_FLOATS // (group * padded(options.dim)) // QUERIES * QUERIES)
     units = _forward_units(visibility.query_offsets, options.kv_heads, chunk)
@@ -59,7 +60,7 @@ def backward(
     options = _options(saved.q, saved.k, saved.scale, visibility, saved.time_bias, dropout)
     rows_do = _rows(dout)
     total = int(visibility.query_offsets[-1])
-    dots = np.empty((total, options.heads), np.float32)
+    dots = empty((total, options.heads), FLOAT32)
     parallel_for(row_dots, total, rows_do, _rows(saved.out), options.heads, options.dim, dots, grain=64)
 
     sequences = len(visibility.query_offsets) - 1
@@ -69,8 +70,8 @@ def backward(
     units = _backward_units(visibility, options.kv_heads, splits)
     group = options.heads // options.kv_heads
     width = padded(options.dim)
-    partial_dq = np.zeros((splits, total, options.heads, width), np.float32)
-    bias_sums = np.zeros((len(units), group, 2), np.float64)
+    partial_dq = zeros((splits, total, options.heads, width), FLOAT32)
+    bias_sums = zeros((len(units), group, 2), FLOAT64)
     inputs = (_rows(saved.q), _rows(saved.k), _rows(saved.v), rows_do, saved.log_normalizer, dots)
     times = _time_arrays(saved.times, saved.key_times, saved.time_bias, visibility)
     key = key_and_offset(dropout.seed, dropout.offset)
@@ -123,7 +124,8 @@ def _time_arrays(
 
 
 def _longest(offsets: Array) -> int:
-    return int(np.diff(offsets).max(initial=0))
+    lengths: Array = np.subtract(offsets[1:], offsets[:-1], out=empty(len(offsets) - 1, INT64))
+    return int(lengths.max(initial=0))
 
 
 def _grain(units: int) -> int:
@@ -133,26 +135,41 @@ def _grain(units: int) -> int:
 
 def _forward_units(query_offsets: Array, kv_heads: int, chunk: int) -> Array:
     """(sequence, key/value head, first query row in the sequence) of each unit, longest first."""
-    lengths = np.diff(query_offsets)
-    chunks = -(-lengths // chunk)
-    sequence = np.repeat(np.arange(len(lengths)), chunks)
-    first = (np.arange(len(sequence)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * chunk
+    units = empty((_chunks(query_offsets, chunk) * kv_heads, 3), INT64)
+    _fill_forward_units(query_offsets, kv_heads, chunk, units)
+    return units
+
+
+@jit
+def _chunks(offsets: Any, chunk: int) -> int:
+    count = 0
+    for n in range(len(offsets) - 1):
+        count += (offsets[n + 1] - offsets[n] + chunk - 1) // chunk
+    return count
+
+
+@jit
+def _fill_forward_units(offsets: Any, kv_heads: int, chunk: int, units: Any) -> None:
+    longest = 0
+    for n in range(len(offsets) - 1):
+        longest = max(longest, offsets[n + 1] - offsets[n])
+    unit = 0
     # Under a causal mask later chunks see more keys: begin with them.
-    order = np.argsort(-first, kind="stable")
-    return _with_heads(sequence[order], first[order], kv_heads)
+    for first in range((longest - 1) // chunk * chunk, -1, -chunk):
+        for n in range(len(offsets) - 1):
+            if first < offsets[n + 1] - offsets[n]:
+                for head in range(kv_heads):
+                    units[unit, 0], units[unit, 1], units[unit, 2] = n, head, first
+                    unit += 1
 
 
 def _backward_units(visibility: Visibility, kv_heads: int, splits: int) -> Array:
     """(sequence, key/value head, split) of each unit: a split takes every `splits`-th block of keys."""
-    sequences = np.arange(len(visibility.query_offsets) - 1)
-    return _with_heads(np.repeat(sequences, splits), np.tile(np.arange(splits), len(sequences)), kv_heads)
-
-
-def _with_heads(sequence: Array, third: Array, kv_heads: int) -> Array:
-    units = np.empty((len(sequence), kv_heads, 3), np.int64)
-    units[..., 0] = sequence[:, None]
+    sequences = len(visibility.query_offsets) - 1
+    units = empty((sequences, splits, kv_heads, 3), INT64)
+    units[..., 0] = np.arange(sequences)[:, None, None]
     units[..., 1] = np.arange(kv_heads)
-    units[..., 2] = third[:, None]
+    units[..., 2] = np.arange(splits)[:, None]
     return units.reshape(-1, 3)
 
 

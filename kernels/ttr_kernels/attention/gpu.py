@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, INT32, Array, DType, array_module, flat_rows, kernel_view
+from ..common.arrays import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    INT32,
+    Array,
+    DType,
+    array_module,
+    contiguous,
+    empty,
+    flat_rows,
+    kernel_view,
+)
 from ..common.cuda.launch import CXX_TYPES, Kernel, address
 from ..common.philox import keep_threshold, key_and_offset
 from .newest_keys import newest_key_times
@@ -80,7 +92,7 @@ def forward(
 ) -> Array:  # fmt: skip
     heads, group = q.shape[-2], q.shape[-2] // k.shape[-2]
     width = _width(q.shape[-1])
-    log_normalizer: Array = array_module(q).empty((_queries(visibility), heads), FLOAT32)
+    log_normalizer = empty((_queries(visibility), heads), FLOAT32, q)
     q, scale = _with_positive_scale(q, scale)
     rows = [_Rows(array) for array in (q, k, v)]
     result = _Rows(out, result=True)
@@ -103,13 +115,12 @@ def backward(
     heads, kv_heads = saved.q.shape[-2], saved.k.shape[-2]
     group, total = heads // kv_heads, _queries(visibility)
     width = _width(dout.shape[-1])
-    xp = array_module(dout)
     q, scale = _with_positive_scale(saved.q, saved.scale)
     rows_q, rows_k, rows_v, rows_do = (_Rows(array) for array in (q, saved.k, saved.v, dout))
     result_q, result_k, result_v = (_Rows(array, result=True) for array in (dq, dk, dv))
     rows_out, dim = _Rows(saved.out), result_q.dim
 
-    statistics = xp.empty((heads, total, 2), FLOAT32)
+    statistics = empty((heads, total, 2), FLOAT32, dout)
     _statistics_kernel(dtype).launch(
         dout, (-(-total * heads // 16),), (128,),
         [rows_do.array, rows_do.stride, rows_out.array, rows_out.stride, saved.log_normalizer, statistics,
@@ -133,7 +144,7 @@ def backward(
 
     kernel, tiles = _kernel("backward_queries", dtype, width, kind, dropping)
     work = _work_list(dout, visibility, tiles.queries, by_keys=False)
-    partial = [] if gradient is None else [xp.empty((heads, len(work), 2), FLOAT32)]
+    partial = [] if gradient is None else [empty((heads, len(work), 2), FLOAT32, dout)]
     kernel.launch(
         dout, (len(work), heads), (32 * tiles.warps,),
         [work, *inputs, result_q.array, result_q.stride, group, dim, scale, saved.scale, *sight, *last, *partial],
@@ -142,7 +153,7 @@ def backward(
         result.finish()
     if gradient is not None and saved.time_bias is not None and len(work):
         rate, tau = kernel_view(saved.time_bias.rate), kernel_view(saved.time_bias.tau)
-        drate, dtau = xp.ascontiguousarray(gradient.rate), xp.ascontiguousarray(gradient.tau)
+        drate, dtau = contiguous(gradient.rate), contiguous(gradient.tau)
         _gradients_kernel(dtype).launch(
             dout, (heads,), (128,), [partial[0], len(work), rate, tau, drate, dtau]
         )  # fmt: skip

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from . import profiling
+from . import arena, profiling
 
 Array: TypeAlias = npt.NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
@@ -87,8 +87,7 @@ def check_out(name: str, out: Array | None, shape: tuple[int, ...], dtype: DType
     The result is of the kind of `like` (NumPy's, if that is None too) and on its device.
     """
     if out is None:
-        made: Array = array_module(like).empty(shape, dtype)
-        return made
+        return empty(shape, dtype, like)
     if like is not None:
         _check_same_kind(name, out, "the input", like)
     elif not isinstance(out, np.ndarray):
@@ -124,8 +123,7 @@ def check_parameter_gradient(
     """The gradient to accumulate into, zeros if None: float32, or float64 where the activations are float64."""
     wanted = FLOAT64 if dtype == FLOAT64 else FLOAT32
     if gradient is None:
-        zeros: Array = array_module(like).zeros(shape, wanted)
-        return zeros
+        return zeros(shape, wanted, like)
     return check_out(name, gradient, shape, wanted, like)
 
 
@@ -145,6 +143,31 @@ def on_gpu(array: Array) -> bool:
 def array_module(like: Array | None) -> ModuleType:
     """NumPy or CuPy, whichever the array belongs to (NumPy for None)."""
     return np if like is None or isinstance(like, np.ndarray) else sys.modules["cupy"]
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any, like: Array | None = None) -> Array:
+    """A new array with undefined content, of the kind of `like` (NumPy's for None): out of the arena in a step that has
+    one (see `arena`)."""
+    source, xp = arena.current(), array_module(like)
+    made: Array = xp.empty(shape, dtype) if source is None or source.xp is not xp else source.empty(shape, dtype)
+    return made
+
+
+def zeros(shape: int | tuple[int, ...], dtype: Any, like: Array | None = None) -> Array:
+    """`empty`, filled with zeros."""
+    made = empty(shape, dtype, like)
+    made.fill(0)
+    return made
+
+
+def contiguous(array: Array, dtype: Any = None) -> Array:
+    """The array itself if it is C-contiguous and of the dtype (its own for None), else a copy that is."""
+    wanted = array.dtype if dtype is None else np.dtype(dtype)
+    if array.dtype == wanted and array.flags.c_contiguous:
+        return array
+    copy = empty(array.shape, wanted, array)
+    copy[...] = array
+    return copy
 
 
 def implementation(array: Array, package: str) -> ModuleType:
@@ -271,7 +294,7 @@ def contiguous_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
     try:
         return flat_rows(array, inner)
     except ValueError:
-        return flat_rows(array_module(array).ascontiguousarray(array), inner)
+        return flat_rows(contiguous(array), inner)
 
 
 def result_rows(name: str, array: Array, inner: int = 1) -> tuple[Array, int, int]:
@@ -287,7 +310,7 @@ def result_rows(name: str, array: Array, inner: int = 1) -> tuple[Array, int, in
 
 def kernel_view(array: Array) -> Array:
     """A C-contiguous array (copied only if it is not) in the dtype that compiled kernels know."""
-    return _kernel_dtype(array_module(array).ascontiguousarray(array))
+    return _kernel_dtype(contiguous(array))
 
 
 def _kernel_dtype(array: Array) -> Array:

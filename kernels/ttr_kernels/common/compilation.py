@@ -24,7 +24,9 @@ REASSOCIATE = frozenset({"reassoc", "contract", "arcp", "nsz"})
 # For arithmetic whose order is the algorithm (rounding tricks, compensated terms).
 EXACT = frozenset({"contract"})
 # Sources that no compiled CPU kernel depends on: editing them keeps the cache.
-_NOT_COMPILED = ("reference.py", "cases.py", "gpu.py", "gpu_numba.py", "operations.py", "benchmark.py")
+_NOT_COMPILED = (
+    "reference.py", "cases.py", "gpu.py", "gpu_numba.py", "operations.py", "benchmark.py", "arena.py"
+)  # fmt: skip
 
 
 def jit(function: Callable[..., Any]) -> Any:

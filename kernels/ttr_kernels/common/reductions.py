@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from .arrays import Array, contiguous_rows
+from .arrays import FLOAT32, Array, contiguous, contiguous_rows, zeros
 from .compilation import jit
 from .parallel import parallel_for
 from .storage import load
@@ -17,15 +15,15 @@ ROWS_PER_PARTIAL = 64
 
 def partial_sums(rows: int, width: int) -> Array:
     """Zeroed float32 partial sums, one row per ROWS_PER_PARTIAL rows: (parts, width)."""
-    return np.zeros((-(-rows // ROWS_PER_PARTIAL), width), np.float32)
+    return zeros((-(-rows // ROWS_PER_PARTIAL), width), FLOAT32)
 
 
 def add_partials(partials: Array, total: Array) -> None:
     """total += Σ partials, in order. `total` is any array of `width` float32 elements."""
-    contiguous = np.ascontiguousarray(total)
-    _add(partials, contiguous.reshape(-1))
-    if contiguous is not total:
-        total[...] = contiguous
+    sums = contiguous(total)
+    _add(partials, sums.reshape(-1))
+    if sums is not total:
+        total[...] = sums
 
 
 def add_column_sums(array: Array, total: Array) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..common.arrays import (
     INTEGERS,
     Array,
@@ -18,6 +20,7 @@ from ..common.arrays import (
     check_out,
     check_parameter,
     check_parameter_gradient,
+    empty,
     implementation,
     on_gpu,
     takes_cuda_arrays,
@@ -173,15 +176,7 @@ def linear_cross_entropy_backward(
         dbias = check_parameter_gradient("dbias", dbias, saved.dbias.shape, dx.dtype, dx)
     else:
         dbias = None
-    if on_gpu(dx):
-        implementation(dx, __package__).linear_backward(dloss, saved, dx, dweight, dbias)
-        return dx, dweight, dbias
-    scale = saved.dweight.dtype.type(dloss)
-    if scale != 1 or dx is not saved.dx:
-        dx[...] = saved.dx * scale
-    dweight += saved.dweight if scale == 1 else saved.dweight * scale
-    if dbias is not None:
-        dbias += saved.dbias * scale
+    implementation(dx, __package__).linear_backward(dloss, saved, dx, dweight, dbias)
     return dx, dweight, dbias
 
 
@@ -197,11 +192,15 @@ def _check_targets(targets: Array, vocabulary: int, ignore_index: int, like: Arr
     """The number of targets that count; ValueError if one of them is no class."""
     if on_gpu(like):
         return implementation(like, __package__).count_targets(targets, ignore_index)
-    counted = targets != ignore_index
-    wrong = counted & ((targets < 0) | (targets >= vocabulary))
+    counted, wrong, large = (empty(targets.shape, bool) for _ in range(3))
+    np.not_equal(targets, ignore_index, out=counted)
+    np.less(targets, 0, out=wrong)
+    np.greater_equal(targets, vocabulary, out=large)
+    np.logical_or(wrong, large, out=wrong)
+    np.logical_and(wrong, counted, out=wrong)
     if wrong.any():
         at = int(wrong.argmax())
         raise ValueError(
             f"targets: got {targets[at]} at position {at}, expected 0 .. {vocabulary - 1}, or {ignore_index} to ignore"
         )
-    return int(counted.sum())
+    return int(np.count_nonzero(counted))

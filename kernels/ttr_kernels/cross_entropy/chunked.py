@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ..common.arrays import FLOAT32, FLOAT64, Array, array_module, implementation, on_gpu
+from ..common.arrays import FLOAT32, FLOAT64, INT32, Array, contiguous, empty, implementation, on_gpu, zeros
 from ..matmul import linear, matmul
 from . import CrossEntropySaved, LinearCrossEntropySaved, Smoothing
 
@@ -18,19 +16,19 @@ def run(
     gradients: bool, gradient_scale: float,
 ) -> tuple[Any, LinearCrossEntropySaved]:  # fmt: skip
     """The loss, and (with `gradients`) dx, dweight and dbias for an upstream gradient of `gradient_scale`."""
-    xp, module = array_module(x), implementation(x, __package__)
+    module = implementation(x, __package__)
     rows, statistics = len(x), FLOAT64 if x.dtype == FLOAT64 else FLOAT32
-    losses, best = xp.empty(rows, statistics), xp.empty(rows, np.int32)
-    dx = xp.empty_like(x, order="C") if gradients else None
+    losses, best = empty(rows, statistics, x), empty(rows, INT32, x)
+    dx = empty(x.shape, x.dtype, x) if gradients else None
     classes = len(weight)
-    wide = weight if x.dtype == weight.dtype else weight.astype(x.dtype)
+    wide = contiguous(weight, x.dtype)
     if on_gpu(x):
         # The classes that are added have logits of 0 and, as nothing writes to those, gradients of 0.
         weight = wide = _padded(wide)
         bias = None if bias is None else _padded(bias)
-    dweight = xp.zeros(weight.shape, statistics) if gradients else None
-    dbias = xp.zeros(len(weight), statistics) if gradients and bias is not None else None
-    logits = xp.empty((min(chunk, rows), len(weight)), x.dtype)
+    dweight = zeros(weight.shape, statistics, x) if gradients else None
+    dbias = zeros(len(weight), statistics, x) if gradients and bias is not None else None
+    logits = empty((min(chunk, rows), len(weight)), x.dtype, x)
     for begin in range(0, rows, chunk):
         part = slice(begin, min(begin + chunk, rows))
         block = linear(x[part], weight, bias, out=logits[: part.stop - begin])
@@ -63,7 +61,7 @@ def _padded(parameter: Array) -> Array:
     if classes % _CLASSES == 0:
         return parameter
     shape = classes + -classes % _CLASSES, *parameter.shape[1:]
-    padded: Array = array_module(parameter).empty(shape, parameter.dtype)
+    padded = empty(shape, parameter.dtype, parameter)
     padded[:classes] = parameter
     padded[classes:] = 0
     return padded

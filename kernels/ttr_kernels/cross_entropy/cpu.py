@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, result_rows
+from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, result_rows
 from ..common.compilation import jit, jit_exact
 from ..common.parallel import parallel_for
 from ..common.reductions import add_column_sums
@@ -15,14 +15,14 @@ from ..common.tile_multiply import maximum
 from ..common.vector_math import exp_of_nonpositive, log
 
 if TYPE_CHECKING:
-    from . import CrossEntropySaved, Smoothing
+    from . import CrossEntropySaved, LinearCrossEntropySaved, Smoothing
 
 _ZERO = np.float32(0.0)
 
 
 def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tuple[Any, Array, Array]:
     flat, rows, stride = contiguous_rows(logits)
-    losses, normalizer = np.empty(rows, np.float32), np.empty((2, rows), np.float32)
+    losses, normalizer = empty(rows, FLOAT32), empty((2, rows), FLOAT32)
     parallel_for(
         _forward, rows, flat, stride, logits.shape[1], targets, options.ignore_index,
         np.float32(options.label_smoothing), np.float32(options.z_loss), losses, normalizer, grain=_grain(logits),
@@ -58,6 +58,40 @@ def losses_and_gradient(
     _, losses[...], normalizer = forward(logits, targets, options, count)
     if gradient:
         backward(1.0, CrossEntropySaved(logits, targets, losses, normalizer, count, options), logits)
+
+
+def linear_backward(dloss: Any, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
+    """dx = saved.dx · dloss, and the parameters' gradients likewise, but added."""
+    assert saved.dx is not None
+    assert saved.dweight is not None
+    number = np.float32(dloss)
+    if number != 1 or dx is not saved.dx:
+        _scale_into(saved.dx, number, dx, False)
+    _scale_into(saved.dweight, number, dweight, True)
+    if dbias is not None and saved.dbias is not None:
+        _scale_into(saved.dbias, number, dbias, True)
+
+
+def _scale_into(x: Array, number: Any, y: Array, accumulate: bool) -> None:
+    """y = number · x, or y += number · x."""
+    source, rows, stride = contiguous_rows(x)
+    to, _, to_stride = result_rows("gradient", y)
+    width = y.shape[-1]
+    parallel_for(
+        _scale, rows, source, stride, number, to, to_stride, width, accumulate, grain=max(1, 65536 // max(width, 1))
+    )
+
+
+@jit
+def _scale(
+    x: Any, stride: int, number: Any, y: Any, y_stride: int, width: int, accumulate: bool, begin: int, end: int
+) -> None:
+    for row in range(begin, end):
+        for j in range(width):
+            value = number * load(x, row * stride + j)
+            if accumulate:
+                value += load(y, row * y_stride + j)
+            store(y, row * y_stride + j, value)
 
 
 def add_bias_gradient(dlogits: Array, dbias: Array) -> None:

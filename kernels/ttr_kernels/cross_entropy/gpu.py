@@ -14,8 +14,9 @@ from ..common.arrays import (
     INT64,
     Array,
     DType,
-    array_module,
+    contiguous,
     contiguous_rows,
+    empty,
     result_rows,
 )
 from ..common.cuda.launch import CXX_TYPES, Kernel, vector_elements
@@ -34,7 +35,7 @@ _ELEMENTS, _THREADS = 16, 512
 
 def count_targets(targets: Array, ignore_index: int) -> Array:
     """How many targets count: int32, of shape ()."""
-    count: Array = array_module(targets).empty((), INT32)
+    count = empty((), INT32, targets)
     kernel = _scalar_kernel("count_targets", FLOAT32, 1, targets.dtype)
     kernel.launch(targets, (1,), (1024,), (targets, element_stride(targets), len(targets), int(ignore_index), count))
     return count
@@ -42,8 +43,8 @@ def count_targets(targets: Array, ignore_index: int) -> Array:
 
 def forward(logits: Array, targets: Array, options: Smoothing, count: Array) -> tuple[Any, Array, Array]:
     flat, rows, stride = contiguous_rows(logits)
-    xp, layout = array_module(logits), _layout(logits.dtype, logits.shape[1])
-    losses, normalizer = xp.empty(rows, FLOAT32), xp.empty((2, rows), FLOAT32)
+    layout = _layout(logits.dtype, logits.shape[1])
+    losses, normalizer = empty(rows, FLOAT32, logits), empty((2, rows), FLOAT32, logits)
     _row_kernel("cross_entropy_forward", logits.dtype, targets.dtype, layout).launch(
         logits, layout.grid(rows), layout.block,
         (flat, stride, rows, logits.shape[1], *_task(targets, options), losses, normalizer),
@@ -53,7 +54,7 @@ def forward(logits: Array, targets: Array, options: Smoothing, count: Array) -> 
 
 def mean_loss(losses: Array, count: Array) -> Array:
     """float32, of shape ()."""
-    mean: Array = array_module(losses).empty((), FLOAT32)
+    mean = empty((), FLOAT32, losses)
     kernel = _scalar_kernel("mean_loss", FLOAT32, 1, INT32)
     kernel.launch(losses, (1,), (1024,), (losses, len(losses), count, mean))
     return mean
@@ -119,7 +120,7 @@ def _multiply(name: str, x: Array, number: tuple[Array | None, float], y: Array,
 def _number(value: Any, like: Array) -> tuple[Array | None, float]:
     """A number for a kernel: an array if it is on the device, where it is left, or else its value."""
     if type(value) is type(like):
-        return value.astype(FLOAT32, copy=False), 0.0
+        return contiguous(value, FLOAT32), 0.0
     return None, float(value)
 
 

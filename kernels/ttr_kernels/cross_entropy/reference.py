@@ -9,7 +9,7 @@ import numpy as np
 from ..common.arrays import Array
 
 if TYPE_CHECKING:
-    from . import CrossEntropySaved, Smoothing
+    from . import CrossEntropySaved, LinearCrossEntropySaved, Smoothing
 
 
 def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tuple[Any, Array, Array]:
@@ -49,6 +49,17 @@ def losses_and_gradient(
     _, losses[...], normalizer = forward(logits, targets, options, count)
     if gradient:
         backward(1.0, CrossEntropySaved(logits, targets, losses, normalizer, count, options), logits)
+
+
+def linear_backward(
+    dloss: float, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None
+) -> None:
+    assert saved.dx is not None
+    assert saved.dweight is not None
+    dx[...] = saved.dx * dloss
+    dweight += saved.dweight * dloss
+    if dbias is not None and saved.dbias is not None:
+        dbias += saved.dbias * dloss
 
 
 def add_bias_gradient(dlogits: Array, dbias: Array) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.arrays import Array, kernel_view
+from ..common.arrays import Array, empty, kernel_view
 from ..common.compilation import jit
 from ..common.compiled_philox import factor_bits, kept_pairs
 from ..common.parallel import parallel_for
@@ -27,7 +27,7 @@ def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int,
     if out.flags.c_contiguous:
         result = kernel_view(out).reshape(-1)
     else:
-        result = kernel_view(np.empty(out.shape, out.dtype)).reshape(-1)
+        result = kernel_view(empty(out.shape, out.dtype)).reshape(-1)
     flat = kernel_view(x).reshape(-1)
     other = flat if residual is None else kernel_view(residual).reshape(-1)
     if rate == 0.0:

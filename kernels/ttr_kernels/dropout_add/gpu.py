@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
+from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, contiguous, empty
 from ..common.cuda.launch import CXX_TYPES, Kernel, vector_elements
 from ..common.philox import keep_threshold, key_and_offset
 
@@ -14,9 +14,8 @@ _THREADS = 256
 
 
 def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int, out: Array) -> None:
-    xp = array_module(x)
-    result = out if out.flags.c_contiguous else xp.empty(out.shape, out.dtype)
-    inputs = [xp.ascontiguousarray(array) for array in (x, residual) if array is not None]
+    result = out if out.flags.c_contiguous else empty(out.shape, out.dtype, out)
+    inputs = [contiguous(array) for array in (x, residual) if array is not None]
     group = 16 // x.itemsize
     aligned = int(vector_elements(x.itemsize, (), (*inputs, result)) > 1)
     # A null pointer where there is no residual.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, result_rows
+from ..common.arrays import INT64, Array, contiguous, contiguous_rows, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.storage import load, store
@@ -35,7 +35,7 @@ def backward(dy: Array, saved: EmbeddingSaved, dtable: Array) -> None:
 
 
 def _flat(indices: Array) -> Array:
-    return np.ascontiguousarray(indices, np.int64).reshape(-1)
+    return contiguous(indices, INT64).reshape(-1)
 
 
 @jit

@@ -16,7 +16,7 @@ from ..common.arrays import (
     INT64,
     Array,
     DType,
-    array_module,
+    contiguous,
     contiguous_rows,
     result_rows,
 )
@@ -93,8 +93,7 @@ def _sorted(indices: Array, vocabulary: int) -> tuple[Array, Array]:
 
 
 def _flat(indices: Array) -> Array:
-    contiguous: Array = array_module(indices).ascontiguousarray(indices)
-    return contiguous.reshape(-1)
+    return contiguous(indices).reshape(-1)
 
 
 def _power_of_two(at_least: int, at_most: int) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
+from ..common.arrays import FLOAT32, Array, contiguous_rows, kernel_view, result_rows, zeros
 from ..common.compilation import jit, jit_inline
 from ..common.parallel import parallel_for
 from ..common.reductions import add_column_sums
@@ -50,7 +50,7 @@ def backward(dy: Array, saved: GegluSaved, dx: Array, dbias: Array | None) -> No
 
 def _bias(bias: Array | None, x: Array) -> Array:
     # Adding zeros costs less than a choice inside the loop.
-    return kernel_view(np.zeros(x.shape[-1], np.float32) if bias is None else bias)
+    return kernel_view(zeros(x.shape[-1], FLOAT32) if bias is None else bias)
 
 
 def _grain(x: Array) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
+from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, kernel_view, result_rows, zeros
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
@@ -34,8 +34,8 @@ def forward(
         x = sum_out
     flat, rows, stride = contiguous_rows(x)
     y, _, y_stride = result_rows("out", out)
-    mean, inverse = np.empty(rows, np.float32), np.empty(rows, np.float32)
-    b = kernel_view(np.zeros(x.shape[-1], np.float32) if bias is None else bias)
+    mean, inverse = empty(rows, FLOAT32), empty(rows, FLOAT32)
+    b = kernel_view(zeros(x.shape[-1], FLOAT32) if bias is None else bias)
     parallel_for(
         _forward, rows, flat, stride, kernel_view(weight), b, np.float32(eps), y, y_stride, mean, inverse, grain=_GRAIN
     )

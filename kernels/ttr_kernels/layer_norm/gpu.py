@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.arrays import FLOAT32, Array, array_module, contiguous_rows, result_rows
+from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, result_rows
 from ..common.cuda.launch import scratch
 from ..common.cuda.reductions import add_partials
 from ..common.cuda.rows import as_float32, row_kernel, row_layout, usual_kernels
@@ -19,14 +19,13 @@ _SOURCE = Path(__file__).with_name("layer_norm.cu")
 def forward(
     x: Array, weight: Array, bias: Array | None, residual: Array | None, eps: float, out: Array, sum_out: Array | None
 ) -> tuple[Array, Array]:
-    xp = array_module(x)
     flat, rows, stride = contiguous_rows(x)
     y, _, y_stride = result_rows("out", out)
     w, width = as_float32(weight), x.shape[-1]
     # A null pointer where there is none.
     b = 0 if bias is None else as_float32(bias)
     parameters = (w,) if isinstance(b, int) else (w, b)
-    mean, inverse = xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32)
+    mean, inverse = empty(rows, FLOAT32, x), empty(rows, FLOAT32, x)
     if residual is None or sum_out is None:
         layout = row_layout(x.dtype, width, (stride, y_stride), (flat, *parameters, y))
         row_kernel(_SOURCE, "layer_norm_forward", x.dtype, layout).launch(

@@ -32,6 +32,7 @@ from ..common.arrays import (
     check_out,
     check_parameter_gradient,
     check_same_dtype,
+    contiguous,
     implementation,
     takes_cuda_arrays,
 )
@@ -244,5 +245,5 @@ def _checked(
             )
         if times is None:
             raise ValueError("times: got None, expected float64 timestamps, since a time_bias is given")
-    t = None if time_bias is None or times is None else array_module(q).ascontiguousarray(times).reshape(-1)
+    t = None if time_bias is None or times is None else contiguous(times).reshape(-1)
     return offsets, 1.0 / math.sqrt(sizes["D"]) if scale is None else float(scale), t

@@ -26,6 +26,7 @@ from ..common.arrays import (
     DType,
     array_module,
     contiguous_rows,
+    empty,
     kernel_view,
     result_rows,
 )
@@ -44,7 +45,7 @@ def forward(
     q: Array, k: Array, v: Array, features: Array, scale: float, offsets: Array, times: Array | None,
     time_bias: TimeBias | None, out: Array,
 ) -> Array:  # fmt: skip
-    normalizer: Array = array_module(q).empty((int(offsets[-1]), q.shape[-2]), FLOAT32)
+    normalizer = empty((int(offsets[-1]), q.shape[-2]), FLOAT32, q)
     if out.size:
         past = _Past(q, k, v, features, scale, offsets, times, time_bias)
         past.compute(0, None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, result_rows
+from ..common.arrays import FLOAT32, Array, contiguous, contiguous_rows, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.storage import load, store
@@ -38,7 +38,7 @@ def backward(
     dm, _, dm_stride = result_rows("dmeans", dmeans)
     ds, _, ds_stride = result_rows("dlog_scales", dlog_scales)
     parallel_for(
-        _backward, rows, dnll.astype(np.float32, copy=False), saved.log_gaps, w, w_stride, m, m_stride, s, s_stride,
+        _backward, rows, contiguous(dnll, FLOAT32), saved.log_gaps, w, w_stride, m, m_stride, s, s_stride,
         saved.means.shape[1], dw, dw_stride, dm, dm_stride, ds, ds_stride, grain=_GRAIN,
     )  # fmt: skip
 

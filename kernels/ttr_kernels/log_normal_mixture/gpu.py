@@ -6,7 +6,16 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module, contiguous_rows, result_rows
+from ..common.arrays import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    Array,
+    DType,
+    contiguous,
+    contiguous_rows,
+    result_rows,
+)
 from ..common.cuda.launch import CXX_TYPES, Kernel, vector_elements
 from ..common.cuda.reductions import element_stride
 from ..common.cuda.rows import as_float32
@@ -27,7 +36,7 @@ def forward(log_gaps: Array, weight_logits: Array, means: Array, log_scales: Arr
     lanes = _lanes(width, vector)
     _kernel("log_normal_mixture_forward", means.dtype, vector, lanes).launch(
         means, (-(-rows * lanes // _THREADS),), (_THREADS,),
-        (array_module(log_gaps).ascontiguousarray(log_gaps), w, w_stride, m, m_stride, s, s_stride, out,
+        (contiguous(log_gaps), w, w_stride, m, m_stride, s, s_stride, out,
          element_stride(out), rows, width),
     )  # fmt: skip
 
@@ -50,7 +59,7 @@ def backward(
     pairs = [argument for pair in zip(arrays, strides, strict=True) for argument in pair]
     _kernel("log_normal_mixture_backward", dmeans.dtype, vector, lanes).launch(
         dmeans, (-(-rows * lanes // _THREADS),), (_THREADS,),
-        (as_float32(dnll), array_module(dnll).ascontiguousarray(saved.log_gaps), *pairs, rows, width),
+        (as_float32(dnll), contiguous(saved.log_gaps), *pairs, rows, width),
     )  # fmt: skip
 
 

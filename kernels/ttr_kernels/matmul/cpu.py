@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import FLOAT32, Array, flat_rows, kernel_view
+from ..common.arrays import FLOAT32, Array, contiguous, empty, flat_rows, kernel_view
 from ..common.compilation import jit
 from ..common.conversion import copy_converted, in_float32
 from ..common.parallel import parallel_for, single_threaded_blas
@@ -79,7 +79,7 @@ def _write(result: Array, out: Array) -> None:
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     rows = _matrix(x)
-    y = out.reshape(-1, out.shape[-1]) if out.flags.c_contiguous else np.empty((len(rows), out.shape[-1]), out.dtype)
+    y = out.reshape(-1, out.shape[-1]) if out.flags.c_contiguous else empty((len(rows), out.shape[-1]), out.dtype)
     product(rows, _like(weight, rows).T, y, False)
     if bias is not None:
         flat, count, stride = flat_rows(y)
@@ -91,7 +91,7 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
 
 def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
     g, x = _matrix(dy), _matrix(saved.x)
-    target = dx.reshape(-1, dx.shape[-1]) if dx.flags.c_contiguous else np.empty_like(x)
+    target = dx.reshape(-1, dx.shape[-1]) if dx.flags.c_contiguous else empty(x.shape, x.dtype)
     product(g, _like(saved.weight, g), target, False)
     if not np.shares_memory(target, dx):
         dx[...] = target.reshape(dx.shape)
@@ -104,12 +104,12 @@ def _matrix(array: Array) -> Array:
     """Rows as a matrix that BLAS reads as it is; a copy only where the rows are not evenly spaced."""
     if array.ndim == 2 and array.strides[1] == array.itemsize and array.strides[0] >= array.itemsize * array.shape[1]:
         return array
-    return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
+    return contiguous(array).reshape(-1, array.shape[-1])
 
 
 def _like(weight: Array, x: Array) -> Array:
     # float32 weights beside 16-bit activations enter the product as they are.
-    return weight if weight.dtype == x.dtype or weight.dtype == FLOAT32 else weight.astype(x.dtype)
+    return weight if weight.dtype == x.dtype or weight.dtype == FLOAT32 else contiguous(weight, x.dtype)
 
 
 @jit

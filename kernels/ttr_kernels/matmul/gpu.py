@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module, flat_rows
+from ..common.arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, contiguous, empty, flat_rows
 from ..common.cuda.gemm import product
 from ..common.cuda.launch import CXX_TYPES, Kernel, vector_elements
 from ..common.cuda.reductions import add_column_sums
@@ -42,8 +42,7 @@ def _matrix(array: Array) -> Array:
     """Rows as a matrix that cuBLAS reads as it is; a copy only where the rows are not evenly spaced."""
     if _has_even_rows(array):
         return array
-    contiguous: Array = array_module(array).ascontiguousarray(array)
-    return contiguous.reshape(-1, array.shape[-1])
+    return contiguous(array).reshape(-1, array.shape[-1])
 
 
 def _result(out: Array) -> Array:
@@ -52,8 +51,7 @@ def _result(out: Array) -> Array:
         return out
     if out.flags.c_contiguous:
         return out.reshape(-1, out.shape[-1])
-    made: Array = array_module(out).empty((out.size // max(out.shape[-1], 1), out.shape[-1]), out.dtype)
-    return made
+    return empty((out.size // max(out.shape[-1], 1), out.shape[-1]), out.dtype, out)
 
 
 def _copy_back(result: Array, out: Array) -> None:
@@ -69,7 +67,7 @@ def _has_even_rows(array: Array) -> bool:
 
 def _like(weight: Array, x: Array) -> Array:
     # cuBLAS multiplies operands of one type.
-    return weight if weight.dtype == x.dtype else weight.astype(x.dtype)
+    return weight if weight.dtype == x.dtype else contiguous(weight, x.dtype)
 
 
 def _add_bias(y: Array, bias: Array) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
+from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, kernel_view, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
@@ -27,7 +27,7 @@ _GRAIN = 64
 def forward(x: Array, weight: Array, residual: Array | None, eps: float, out: Array, sum_out: Array | None) -> Array:
     flat, rows, stride = contiguous_rows(x)
     y, _, y_stride = result_rows("out", out)
-    inverse_rms = np.empty(rows, np.float32)
+    inverse_rms = empty(rows, FLOAT32)
     w = kernel_view(weight)
     if residual is None or sum_out is None:
         parallel_for(_forward, rows, flat, stride, w, np.float32(eps), y, y_stride, inverse_rms, grain=_GRAIN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.arrays import FLOAT32, Array, array_module, contiguous_rows, result_rows
+from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, result_rows
 from ..common.cuda.launch import scratch
 from ..common.cuda.reductions import add_partials
 from ..common.cuda.rows import as_float32, row_kernel, row_layout, usual_kernels
@@ -20,7 +20,7 @@ def forward(x: Array, weight: Array, residual: Array | None, eps: float, out: Ar
     flat, rows, stride = contiguous_rows(x)
     y, _, y_stride = result_rows("out", out)
     w, width = as_float32(weight), x.shape[-1]
-    inverse_rms: Array = array_module(x).empty(rows, FLOAT32)
+    inverse_rms = empty(rows, FLOAT32, x)
     if residual is None or sum_out is None:
         layout = row_layout(x.dtype, width, (stride, y_stride), (flat, w, y))
         row_kernel(_SOURCE, "rms_norm_forward", x.dtype, layout).launch(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
+from ..common.arrays import FLOAT64, Array, contiguous, contiguous_rows, kernel_view, result_rows, zeros
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL
@@ -19,18 +19,16 @@ if TYPE_CHECKING:
 
 def forward(times: Array, frequency: Array, phase: Array, out: Array) -> None:
     y, rows, stride = result_rows("out", out)
-    parallel_for(
-        _forward, rows, np.ascontiguousarray(times), kernel_view(frequency), kernel_view(phase), y, stride, grain=128
-    )
+    parallel_for(_forward, rows, contiguous(times), kernel_view(frequency), kernel_view(phase), y, stride, grain=128)
 
 
 def backward(dy: Array, saved: Time2VecSaved, dfrequency: Array, dphase: Array) -> None:
     g, rows, stride = contiguous_rows(dy)
     width = len(saved.frequency)
     # Times may be large and their products cancel: the sums are float64.
-    partials = np.zeros((-(-rows // ROWS_PER_PARTIAL), 2, width), np.float64)
+    partials = zeros((-(-rows // ROWS_PER_PARTIAL), 2, width), FLOAT64)
     parallel_for(
-        _backward, len(partials), g, stride, rows, np.ascontiguousarray(saved.times), kernel_view(saved.frequency),
+        _backward, len(partials), g, stride, rows, contiguous(saved.times), kernel_view(saved.frequency),
         kernel_view(saved.phase), partials,
     )  # fmt: skip
     sums = partials.sum(axis=0)

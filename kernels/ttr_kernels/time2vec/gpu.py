@@ -13,7 +13,7 @@ from ..common.arrays import (
     FLOAT64,
     Array,
     DType,
-    array_module,
+    contiguous,
     contiguous_rows,
     result_rows,
 )
@@ -36,7 +36,7 @@ def forward(times: Array, frequency: Array, phase: Array, out: Array) -> None:
     layout = _layout(width, vector_elements(out.itemsize, (width, stride), (y,)))
     _kernel("time2vec_forward", out.dtype, layout).launch(
         out, layout.grid(rows, out), (_THREADS,),
-        (array_module(times).ascontiguousarray(times), as_float32(frequency), as_float32(phase), y, stride, rows,
+        (contiguous(times), as_float32(frequency), as_float32(phase), y, stride, rows,
          width),
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def backward(dy: Array, saved: Time2VecSaved, dfrequency: Array, dphase: Array) 
     partials = scratch(dy, (2, grid[0], width), FLOAT64, "partial sums")
     _kernel("time2vec_backward", dy.dtype, layout).launch(
         dy, grid, (_THREADS,),
-        (g, stride, array_module(dy).ascontiguousarray(saved.times), as_float32(saved.frequency),
+        (g, stride, contiguous(saved.times), as_float32(saved.frequency),
          as_float32(saved.phase), partials[0], partials[1], rows, width),
     )  # fmt: skip
     add_partials(partials[0], dfrequency)

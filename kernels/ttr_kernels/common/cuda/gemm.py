@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, array_module
+from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, contiguous
 from .launch import address, executor_of
 
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper (cuBLAS documentation, "cublasSetWorkspace")
@@ -68,7 +68,7 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         return
     if not _is_by_rows(out):
         # Neither a transposed result nor one with gaps is worth a path of its own.
-        result = array_module(out).ascontiguousarray(out)
+        result = contiguous(out)
         product(a, b, result, accumulate)
         out[...] = result
         return
@@ -99,7 +99,7 @@ def _operand(matrix: Array) -> tuple[Array, bool, int]:
         return matrix, False, _leading(matrix)
     if _is_by_rows(matrix.T):
         return matrix, True, _leading(matrix.T)
-    copy = array_module(matrix).ascontiguousarray(matrix)
+    copy = contiguous(matrix)
     return copy, False, _leading(copy)
 
 

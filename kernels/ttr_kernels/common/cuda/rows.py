@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
+from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, contiguous
 from .launch import CXX_TYPES, Kernel, multiprocessors, vector_elements
 
 # Elements of a row that one thread holds; more only where 1024 threads do not suffice.
@@ -82,7 +82,4 @@ def usual_kernels(source: Path, *names: str) -> list[Kernel]:
 
 def as_float32(vector: Array) -> Array:
     """A contiguous float32 vector of parameters: itself if it is one."""
-    if vector.dtype == FLOAT32 and vector.flags.c_contiguous:
-        return vector
-    copy: Array = array_module(vector).ascontiguousarray(vector, FLOAT32)
-    return copy
+    return contiguous(vector, FLOAT32)

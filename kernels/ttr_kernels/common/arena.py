@@ -1,0 +1,195 @@
+"""Memory for the arrays of a step that is repeated, taken from the system once.
+
+Inside `with arena.step():` operations make their arrays (`arrays.empty`, `arrays.zeros`) out of one block. A request
+takes the smallest hole that holds it, the lowest of equals, and gives it back when the array and every view of it are
+gone, which reference counting tells at once: an array that lives is never handed out again. The same requests and
+deaths in the same order find the same addresses, as a captured CUDA graph needs them.
+
+What the block is too small for is allocated as usual and counted in `misses`; the next step's block is as large as this
+step's would have had to be. So a batch of another shape than the last is no special case.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+# Of every array: what vector and tensor-core kernels ask for, and whole cache lines.
+ALIGNMENT = 256
+# Blocks are whole pages of the large kind, of which a process needs fewer.
+_PAGE = 2 << 20
+_ENDLESS = 1 << 62
+
+
+class _Lease(weakref.ref[Any]):
+    """Part of the arena, for as long as what is referred to lives."""
+
+    offset: int
+    size: int
+
+
+class Arena:
+    """One block of memory, and who has which part of it. It serves the thread that opened the step.
+
+    Args:
+        xp: NumPy, or CuPy, whose work must all be given to one stream: a part is used again without waiting.
+        capacity: bytes that the first step may take; on a CPU they cost nothing until they are written to.
+        poison: for tests, fill whatever is given back or handed out with NaN (NumPy only).
+
+    Attributes:
+        capacity: of the block.
+        extent: bytes that a block had to have so far.
+        live, peak: bytes that arrays take now, and took at most since `reset_peak`.
+        misses: arrays that the block was too small for.
+    """
+
+    def __init__(self, xp: ModuleType = np, capacity: int = 0, *, poison: bool = False) -> None:
+        self.xp, self.capacity, self.poison = xp, 0, poison
+        self.extent = self.live = self.peak = self.misses = 0
+        self._holes = [(0, _ENDLESS)]  # (offset, size), by offset; the last has no end
+        self._leases: dict[int, _Lease] = {}  # by offset
+        # What has died is put here, in whatever thread and in the middle of whatever, and taken back at a request.
+        self._dead: deque[_Lease] = deque()
+        self._block: Any = None
+        self._view: Callable[[int, Any, Any], tuple[Any, Any]]
+        self._reserve(capacity)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside, `arrays.empty` and `arrays.zeros` of this thread take from the arena."""
+        if self.extent > self.capacity:
+            self._reserve(self.extent)
+        before, _local.arena = _local.arena, self
+        try:
+            yield
+        finally:
+            _local.arena = before
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        """An array with undefined content, C-contiguous, ALIGNMENT bytes aligned."""
+        dtype = np.dtype(dtype)
+        wanted = dtype.itemsize * (shape if isinstance(shape, int) else math.prod(shape))
+        if wanted == 0:
+            return self.xp.empty(shape, dtype)
+        while self._dead:
+            self._give_back(self._dead.popleft())
+        size = -(-wanted // ALIGNMENT) * ALIGNMENT
+        offset = self._take(size)
+        if offset + size <= self.capacity:
+            if self.poison:
+                self._fill(offset, size)
+            array, owner = self._view(offset, shape, dtype)
+        else:
+            self.misses += 1
+            array = owner = self.xp.empty(shape, dtype)
+        lease = _Lease(owner, self._dead.append)
+        lease.offset, lease.size = offset, size
+        self._leases[offset] = lease
+        return array
+
+    def reset_peak(self) -> None:
+        """Let `peak` begin anew from what lives."""
+        while self._dead:
+            self._give_back(self._dead.popleft())
+        self.peak = self.live
+
+    def _take(self, size: int) -> int:
+        """Where a hole of at least this size begins, which is one no more, or smaller."""
+        best, least = -1, _ENDLESS + 1
+        for index, (_, hole) in enumerate(self._holes):
+            if size <= hole < least:
+                best, least = index, hole
+        offset = self._holes[best][0]
+        if least == size:
+            del self._holes[best]
+        else:
+            self._holes[best] = (offset + size, _ENDLESS if least == _ENDLESS else least - size)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        self.extent = max(self.extent, offset + size)
+        return offset
+
+    def _give_back(self, lease: _Lease) -> None:
+        """Make a hole of what is gone, one with those that it touches."""
+        offset, size = lease.offset, lease.size
+        del self._leases[offset]
+        self.live -= size
+        if self.poison and offset + size <= self.capacity:
+            self._fill(offset, size)
+        at = 0
+        while self._holes[at][0] < offset:
+            at += 1
+        following, length = self._holes[at]
+        if offset + size == following:
+            size = _ENDLESS if length == _ENDLESS else size + length
+            del self._holes[at]
+        if at and sum(self._holes[at - 1]) == offset:
+            at -= 1
+            before, length = self._holes[at]
+            offset, size = before, _ENDLESS if size == _ENDLESS else size + length
+            del self._holes[at]
+        self._holes.insert(at, (offset, size))
+
+    def _reserve(self, capacity: int) -> None:
+        """A block of this size. Arrays in the one before keep that alive, and their parts of this one stay unused."""
+        self.capacity = -(-capacity // _PAGE) * _PAGE
+        if self.capacity:
+            self._block, self._view = (_on_cpu if self.xp is np else _on_gpu)(self.xp, self.capacity)
+
+    def _fill(self, offset: int, size: int) -> None:
+        self._block[offset : offset + size] = b"\xff" * size
+
+
+def _on_cpu(xp: ModuleType, capacity: int) -> tuple[Any, Callable[[int, Any, Any], tuple[Any, Any]]]:
+    # Not an array: a view of a view of one refers to the first, past the view whose death is waited for.
+    block = mmap.mmap(-1, capacity)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+
+    def view(offset: int, shape: Any, dtype: Any) -> tuple[Any, Any]:
+        array: Any = np.ndarray(shape, dtype, block, offset)
+        return array, array
+
+    return block, view
+
+
+class _Owner:
+    """What every view of an array on a GPU refers to, through its memory."""
+
+    __slots__ = ("__weakref__", "block")
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+
+
+def _on_gpu(xp: Any, capacity: int) -> tuple[Any, Callable[[int, Any, Any], tuple[Any, Any]]]:
+    block = xp.cuda.alloc(capacity)
+    device, address = xp.cuda.Device().id, block.ptr
+
+    def view(offset: int, shape: Any, dtype: Any) -> tuple[Any, Any]:
+        owner = _Owner(block)
+        memory = xp.cuda.UnownedMemory(address + offset, capacity - offset, owner, device)
+        return xp.ndarray(shape, dtype, xp.cuda.MemoryPointer(memory, 0)), owner
+
+    return block, view
+
+
+class _Local(threading.local):
+    arena: Arena | None = None
+
+
+_local = _Local()
+
+
+def current() -> Arena | None:
+    """The arena that this thread's step takes from, if it is in one."""
+    return _local.arena
