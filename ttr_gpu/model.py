@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ttr_kernels.common.arena import Arena
 from ttr_kernels.common.arrays import Array, array_module
 from ttr_kernels.cross_entropy import LinearCrossEntropySaved
 from ttr_kernels.rms_norm import RmsNormSaved
@@ -77,6 +78,7 @@ class TransformerModel:
     Attributes:
         parameters: every Parameter, its value and gradient views into `flat`.
         flat: all values and all gradients as two 1-D arrays.
+        arena: memory for the arrays of a step: who repeats steps runs each in `with model.arena.step():`.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class TransformerModel:
         self.parameters: list[Parameter] = [*self.embedding.parameters, *blocks, *ends]
         # The blocks' matrices lie together: an optimizer may treat them in its own way.
         self.flat = flatten([*blocks, *self.embedding.parameters, *ends], backend.xp)
+        self.arena = Arena(backend.xp)
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""

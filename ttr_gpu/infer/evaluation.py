@@ -62,7 +62,8 @@ def evaluate_split(
     ):  # fmt: skip
         if stopped is not None and stopped():
             break
-        scores = model.evaluate_batch(batch)
+        with model.arena.step():
+            scores = model.evaluate_batch(batch)
         nats += float(scores.losses.sum(dtype=np.float64))
         if scores.time_losses is not None:
             time_nats += float(scores.time_losses.sum(dtype=np.float64))

@@ -30,7 +30,8 @@ class StepMemory:
     Attributes:
         program: interpreter, libraries, compiled kernels; data: sequences and batches in memory.
         parameters: with their 16-bit copies; averages: of weights (train.ema).
-        activations: at their peak, with gradients of activations and scratch of matrix products.
+        activations: at their peak, with gradients of activations: the size of the arena.
+        scratch: of matrix products, which threads keep.
     """
 
     program: int
@@ -40,6 +41,7 @@ class StepMemory:
     optimizer: int
     averages: int
     activations: int
+    scratch: int
 
     @property
     def total(self) -> int:
@@ -82,6 +84,7 @@ def step_memory(
     return StepMemory(
         program=program, data=data, parameters=size + copies, gradients=size, optimizer=optimizer,
         averages=size if config.train.ema else 0, activations=_activations(model, config, recompute),
+        scratch=_scratch(model, config),
     )  # fmt: skip
 
 
@@ -112,12 +115,7 @@ def _activations(model: TransformerModel, config: RunConfig, recompute: Recomput
     in_feed_forward = item * f + stream + dropped
     in_attention = 2 * stream + item * qkv + 2 * dropped + max(_query_gradients(model, config), stream)
     classes = shape.vocabulary_size
-    chunk = min(
-        tokens, max(16, (1 << 20) // classes) if model.backend.name == "cpu" else max(128, (1 << 26) // classes)
-    )
-    head = item * chunk * classes
-    if train.accumulate > 1:
-        head = max(head, 4 * classes * c)  # the head's weight gradient, brought to the batch's share
+    head = item * _chunk(model, tokens) * classes
 
     policies = [recompute.of_block(index) for index in range(shape.num_layers)]
     below = 0  # saved by earlier blocks, with their outputs
@@ -130,7 +128,13 @@ def _activations(model: TransformerModel, config: RunConfig, recompute: Recomput
     in_backward = tokens * (before + after + stream + fullest)
     in_loss = tokens * (before + after + below + stream) + max(head, tokens * gaps)
     weight_gradient = 4 * classes * c
-    return max(in_backward, in_loss) + weight_gradient + _scratch(model, tokens, chunk)
+    return max(in_backward, in_loss) + weight_gradient
+
+
+def _chunk(model: TransformerModel, tokens: int) -> int:
+    """Rows of logits that exist at once."""
+    classes = model.config.vocabulary_size
+    return min(tokens, max(16, (1 << 20) // classes) if model.backend.name == "cpu" else max(128, (1 << 26) // classes))
 
 
 def _query_gradients(model: TransformerModel, config: RunConfig) -> int:
@@ -144,16 +148,16 @@ def _query_gradients(model: TransformerModel, config: RunConfig) -> int:
     return 4 * shape.num_heads * (parts * -(-shape.head_dim // 16) * 16 + 1)
 
 
-def _scratch(model: TransformerModel, tokens: int, chunk: int) -> int:
+def _scratch(model: TransformerModel, config: RunConfig) -> int:
     """What matrix products on a CPU keep: a result to be added or rounded, and 16-bit operands as float32."""
     if model.backend.name != "cpu":
         return 0
-    shape = model.config
+    shape, tokens = model.config, config.train.tokens_per_batch
     largest = max(p.value.size for p in model.parameters if p.value.ndim == 2)
     if model.precision.compute.itemsize == 4:
         return 4 * largest
     widest = max(2 * shape.hidden_dim, shape.embed_dim + 2 * shape.kv_heads * shape.head_dim)
-    logits = chunk * shape.vocabulary_size
+    logits = _chunk(model, tokens) * shape.vocabulary_size
     left = max(tokens * widest, logits)
     right = max(tokens * max(shape.hidden_dim, shape.embed_dim), largest)
     return 4 * (left + right + max(tokens * widest, logits, largest))
@@ -202,7 +206,7 @@ def cheapest(costs: list[PolicyCost], limit: int) -> Recompute:
         if cost.memory.total <= limit:
             return cost.recompute
     least = min(costs, key=lambda cost: cost.memory.total)
-    fixed = least.memory.total - least.memory.activations
+    fixed = least.memory.total - least.memory.activations - least.memory.scratch
     remedy = (
         f"parameters, gradients, optimizer and program alone take {in_units(fixed)}: use a smaller model"
         if fixed >= limit

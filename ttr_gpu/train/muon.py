@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from ttr_kernels.common.arrays import Array, array_module
+from ttr_kernels.common.arrays import Array, array_module, empty
 from ttr_kernels.matmul import matmul
 
 from ..model import TransformerModel
@@ -35,23 +35,36 @@ def muon(
         parameter, momentum: (rows, columns) float32; changed.
         gradient: likewise; multiplied by `gradient_scale`.
     """
-    number = parameter.dtype.type
-    share = number((1.0 - beta) * gradient_scale) * gradient
+    number, xp = parameter.dtype.type, array_module(parameter)
+    share, mixed = (empty(parameter.shape, parameter.dtype, parameter) for _ in range(2))
+    xp.multiply(gradient, number((1.0 - beta) * gradient_scale), out=share)
     momentum *= number(beta)
     momentum += share
-    direction = orthogonal(number(beta) * momentum + share)
+    xp.multiply(momentum, number(beta), out=mixed)
+    mixed += share
+    direction = orthogonal(mixed)
+    direction *= number(learning_rate * 0.2 * math.sqrt(max(parameter.shape)))
     parameter *= number(1.0 - learning_rate * weight_decay)
-    parameter -= number(learning_rate * 0.2 * math.sqrt(max(parameter.shape))) * direction
+    parameter -= direction
 
 
 def orthogonal(matrix: Array) -> Array:
     """About U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (rows, columns)."""
     number, xp = matrix.dtype.type, array_module(matrix)
-    x: Array = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (xp.sqrt((x * x).sum()) + number(1e-7))
+    scaled = empty(matrix.shape, matrix.dtype, matrix)
+    norm = xp.sqrt(xp.multiply(matrix, matrix, out=scaled).sum())
+    xp.divide(matrix, norm + number(1e-7), out=scaled)
+    x: Array = scaled.T if matrix.shape[0] > matrix.shape[1] else scaled
     for _ in range(_ITERATIONS):
         a = matmul(x, x.T)
-        x = number(_A) * x + matmul(number(_B) * a + number(_C) * matmul(a, a), x)
+        square = matmul(a, a)
+        a *= number(_B)
+        square *= number(_C)
+        a += square
+        product = matmul(a, x)
+        x *= number(_A)
+        product += x
+        x = product
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 

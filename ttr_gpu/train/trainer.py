@@ -12,6 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ttr_kernels.common.arrays import empty
+
 from ..backend import Backend
 from ..data.batches import Batch, TrainingBatches, check_sizes
 from ..data.dataset import Dataset
@@ -119,7 +123,7 @@ class Trainer:
             with self.batches, stop_signals() as received:
                 self._received = received
                 while (reason := self._reason_to_stop()) is None:
-                    with self.profile.step() if self.profile is not None else nullcontext():
+                    with self.model.arena.step(), self.profile.step() if self.profile is not None else nullcontext():
                         self._step()
             self._save()
             if self.profile is not None:
@@ -190,7 +194,7 @@ class Trainer:
         """Forward and backward of a step; its loss (of types and times also each), and the norm of its
         gradients, which are kept times `scale`."""
         train, model = self.config.train, self.model
-        counts = [int((batch.targets >= 0).sum()) for batch in batches]
+        counts = [np.count_nonzero(np.greater_equal(b.targets, 0, out=empty(len(b.targets), bool))) for b in batches]
         count = max(sum(counts), 1)
         model.zero_gradients()
         losses: list[tuple[tuple[Any, Any, Any], Batch, DropoutKey]] = []
@@ -203,6 +207,7 @@ class Trainer:
             # Batches weigh by their targets, so that several equal one large batch.
             model.loss_backward(scale * targets / count, saved)
             losses.append(((loss, saved.type_loss, saved.time_loss), batch, key))
+            del saved  # or the next batch's forward would find its memory taken
         norm = self.optimizer.gradient_norm() / scale
         # Looked at only now: on a GPU the first look waits for all the work before it.
         for (loss, _, _), batch, key in losses:

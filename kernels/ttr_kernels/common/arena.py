@@ -60,19 +60,26 @@ class Arena:
         # What has died is put here, in whatever thread and in the middle of whatever, and taken back at a request.
         self._dead: deque[_Lease] = deque()
         self._block: Any = None
-        self._view: Callable[[int, Any, Any], tuple[Any, Any]]
-        self._reserve(capacity)
+        self._view: Any = None
+        self.reserve(capacity)
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Inside, `arrays.empty` and `arrays.zeros` of this thread take from the arena."""
-        if self.extent > self.capacity:
-            self._reserve(self.extent)
+        self.reserve(self.extent)
         before, _local.arena = _local.arena, self
         try:
             yield
         finally:
             _local.arena = before
+
+    def reserve(self, capacity: int) -> None:
+        """Let the block be of at least this size. Arrays in a smaller one keep that, and their parts of the new one
+        stay unused until they are gone."""
+        if capacity > self.capacity:
+            self.capacity = -(-capacity // _PAGE) * _PAGE
+            self._block = self._view = None  # before there is another, or there would be memory for both
+            self._block, self._view = (_on_cpu if self.xp is np else _on_gpu)(self.xp, self.capacity)
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         """An array with undefined content, C-contiguous, ALIGNMENT bytes aligned."""
@@ -138,12 +145,6 @@ class Arena:
             offset, size = before, _ENDLESS if size == _ENDLESS else size + length
             del self._holes[at]
         self._holes.insert(at, (offset, size))
-
-    def _reserve(self, capacity: int) -> None:
-        """A block of this size. Arrays in the one before keep that alive, and their parts of this one stay unused."""
-        self.capacity = -(-capacity // _PAGE) * _PAGE
-        if self.capacity:
-            self._block, self._view = (_on_cpu if self.xp is np else _on_gpu)(self.xp, self.capacity)
 
     def _fill(self, offset: int, size: int) -> None:
         self._block[offset : offset + size] = b"\xff" * size
