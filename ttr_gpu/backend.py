@@ -116,8 +116,10 @@ def copy_into(target: Array, source: Array) -> None:
         target.set(np.ascontiguousarray(source, target.dtype))
 
 
-def choose_backend(wanted: str = "auto") -> Backend:
+def choose_backend(wanted: str = "auto", number: int = 0) -> Backend:
     """The device that is asked for: "cpu", "gpu", or "auto", a GPU if there is one. `TTR_BACKEND` stands in for "auto".
+
+    Of several processes on a machine, each gives its `number` there, and so its GPU.
 
     Raises UserError naming what a GPU lacks (CuPy, driver, device) and what to do.
     """
@@ -130,7 +132,7 @@ def choose_backend(wanted: str = "auto") -> Backend:
         return replace(CPU, device="CPU (asked for)")
     lacking = _lacking()
     if lacking is None:
-        return _gpu("asked for" if wanted == "gpu" else "there is one")
+        return _gpu("asked for" if wanted == "gpu" else "there is one", number)
     if wanted == "gpu":
         raise UserError(f"{source}: got gpu, but {lacking}; or use --device cpu")
     return replace(CPU, device=f"CPU ({lacking.partition(':')[0]})")
@@ -156,12 +158,15 @@ def _cuda(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _gpu(why: str) -> Backend:
+def _gpu(why: str, number: int) -> Backend:
     cupy = importlib.import_module("cupy")
     runtime = cupy.cuda.runtime
-    number = int(runtime.getDevice())
-    name = runtime.getDeviceProperties(number)["name"].decode()
-    return Backend("gpu", cupy, f"GPU {number}, {name} ({why})")
+    if number > 0:
+        # Slurm may show each process a GPU of its own, which is then the only one.
+        cupy.cuda.Device(number % int(runtime.getDeviceCount())).use()
+    device = int(runtime.getDevice())
+    name = runtime.getDeviceProperties(device)["name"].decode()
+    return Backend("gpu", cupy, f"GPU {device}, {name} ({why})")
 
 
 def _lacking() -> str | None:

@@ -7,10 +7,14 @@ import click
 
 @click.command()
 @click.option("--keys", is_flag=True, help="List every key of `ttr-gpu train --set` with its default.")
-def info(keys: bool) -> None:
+@click.option("--distributed", is_flag=True, help="Say whether several processes could train together, and how.")
+def info(keys: bool, distributed: bool) -> None:
     """Print versions, this machine, the device that would be used and why, and thread counts."""
     if keys:
         _print_keys()
+        return
+    if distributed:
+        _print_distributed()
         return
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +42,13 @@ def info(keys: bool) -> None:
         for name, value in gpu_facts(backend).items():
             click.echo(f"{name:<14} {value}")
     click.echo(f"{'device':<14} {backend.device}")
+
+
+def _print_distributed() -> None:
+    from ttr_gpu.distributed.describe import describe
+
+    for name, value in describe():
+        click.echo(f"{name:<14} {value}")
 
 
 def _processor() -> str:

@@ -46,10 +46,10 @@ def train(
     Prints the plan, a line per step, and at the end the test result beside a simple method's. Ctrl-C saves a checkpoint
     and says how to go on. Every key of --set with its default: `ttr-gpu info --keys`.
     """
+    from ttr_gpu.errors import TrainingDiverged
     from ttr_gpu.train.memory_plan import in_bytes
     from ttr_gpu.train.run import RunOptions, show_plan
     from ttr_gpu.train.run import train as run
-    from ttr_gpu.train.trainer import TrainingDiverged
 
     if resume is not None:
         _refuse_with_resume("preset", "precision", "name", "plan")

@@ -19,7 +19,7 @@ from ttr_kernels.common.arrays import empty
 from ..backend import Backend
 from ..data.batches import Batch, TrainingBatches, check_sizes
 from ..data.dataset import Dataset
-from ..errors import UserError
+from ..errors import TrainingDiverged, UserError
 from ..infer.evaluation import Evaluation, evaluate_split
 from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
@@ -35,10 +35,6 @@ from .progress import Progress
 from .schedule import learning_rate
 from .signals import stop_signals
 from .spikes import Spike, SpikeDetector, worst_sequences
-
-
-class TrainingDiverged(Exception):
-    """The loss or the gradient is not finite; the message says where it began and what to try."""
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from small_runs import SMALL, run, weights
 from ttr_gpu.data.dataset import open_dataset
 from ttr_gpu.data.options import PreprocessOptions
 from ttr_gpu.data.preprocess import preprocess
-from ttr_gpu.errors import UserError
+from ttr_gpu.errors import TrainingDiverged, UserError
 from ttr_gpu.memory import available_bytes, resident_bytes
 from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
 from ttr_gpu.train.config import config_keys, key_table, resolve_config
 from ttr_gpu.train.metrics import duration, read_metrics
 from ttr_gpu.train.run import RunOptions, train
 from ttr_gpu.train.schedule import learning_rate
-from ttr_gpu.train.trainer import TrainingDiverged
 
 
 def tensorboard_scalars(folder: Path, tag: str) -> dict[int, float]:

@@ -1,0 +1,80 @@
+"""Each communicator gives what NumPy gives for all ranks' arrays together."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import environ, mpirun
+
+from ttr_gpu.distributed.communicator import LOCAL, exchange
+from ttr_gpu.distributed.launch import detect
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_collectives_of_mpi(ranks):
+    code, out, err = mpirun(Path(__file__).with_name("check_collectives.py"), str(ranks), ranks=ranks)
+    assert code == 0, err
+    assert sorted(out.split("\n"))[1:] == [f"rank {rank} agrees" for rank in range(ranks)]
+
+
+def test_one_process_needs_no_engine():
+    array = np.arange(6.0).reshape(1, 6)
+    LOCAL.all_reduce(array)
+    LOCAL.start_all_reduce(array)
+    LOCAL.broadcast(array)
+    LOCAL.barrier()
+    assert LOCAL.wait() == []
+    np.testing.assert_array_equal(array, np.arange(6.0)[None])
+    np.testing.assert_array_equal(LOCAL.all_gather(array), array[None])
+    np.testing.assert_array_equal(LOCAL.reduce_scatter(array), array[0])
+    assert exchange(LOCAL, ["x", 1]) == [["x", 1]]
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher", "figures"),
+    [
+        ({}, "none", (1, 0, 1, 0)),
+        (
+            {"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"},
+            "mpirun of MPICH",
+            (4, 3, 2, 1),
+        ),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+             "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+            "mpirun of Open MPI",
+            (2, 1, 2, 1),
+        ),
+        (
+            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+             "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"},
+            "srun",
+            (8, 5, 4, 1),
+        ),
+        # The script of a batch job of 8 tasks is one process.
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, "none", (1, 0, 1, 0)),
+        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, "none", (1, 0, 1, 0)),
+    ],
+)  # fmt: skip
+def test_launchers_are_told_by_their_environment(environment, launcher, figures):
+    found = detect(environment)
+    assert (found.launcher, (found.size, found.rank, found.local_size, found.local_rank)) == (launcher, figures)
+
+
+def test_info_says_what_would_be_used_and_why():
+    def said(out):
+        return {line.split()[0] + (" use" if line.startswith("would") else ""): line for line in out.splitlines()}
+
+    alone = said(subprocess.run(
+        [sys.executable, "-m", "ttr_cli.main", "info", "--distributed"], capture_output=True, text=True, check=True,
+        env=environ(), timeout=60,
+    ).stdout)  # fmt: skip
+    assert "this is one process" in alone["launcher"]
+    assert "one process" in alone["would use"]
+    code, out, err = mpirun("-m", "ttr_cli.main", "info", "--distributed")
+    assert code == 0, err
+    assert out.count("mpirun of MPICH, process") == out.count("would use      MPI") == 2
+    assert "process 1 of 2 (1 of 2 here)" in out
+    assert out.count("2 processes") == 2

@@ -1,0 +1,199 @@
+"""Ranks end together, whatever happens to one of them, and it is said which one and why."""
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ranks import command, environ, mpirun
+
+from ttr_gpu.distributed import watch as module
+from ttr_gpu.distributed.watch import accept, connect, listen
+from ttr_gpu.errors import UserError
+
+CHECK = Path(__file__).with_name("check_endings.py")
+# What the documentation promises.
+SECONDS = 10.0
+
+
+def test_a_session_that_ends_well():
+    code, out, err = mpirun(CHECK, "finish", "0")
+    assert code == 0, err
+    assert sorted(out.split("\n"))[1:] == ["rank 0 finished", "rank 1 finished"]
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "reason"),
+    [
+        ("user", 2, "disk full"),
+        ("diverged", 1, "the loss is nan"),
+        ("defect", 1, "ValueError: a defect"),
+        ("interrupt", 130, "interrupted"),
+    ],
+)
+@pytest.mark.parametrize("who", [0, 1])
+def test_an_exception_of_one_rank_ends_all(how, code, reason, who):
+    begin = time.perf_counter()
+    got, out, err = mpirun(CHECK, how, str(who), ranks=3)
+    assert got == code, (out, err)
+    assert time.perf_counter() - begin < SECONDS
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert lines == [f"error: rank {who} of 3 ({lines[0].split('(')[1].split(')')[0]}): {reason}"]
+    assert ("Traceback" in err) == (how == "defect"), err
+    assert "finished" not in out
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_the_death_of_a_rank_ends_all(who):
+    begin = time.perf_counter()
+    code, _, err = mpirun(CHECK, "kill", str(who), ranks=3)
+    assert code != 0
+    assert time.perf_counter() - begin < SECONDS
+    assert "finished" not in err
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_it_is_said_who_died(who):
+    # MPICH's mpirun would be as fast, and say less: here it is told to let the others live.
+    line = command(3, CHECK, "kill", str(who))
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [line[0], "-disable-auto-cleanup", *line[1:]], capture_output=True, text=True, env=environ(), timeout=60
+    )
+    assert time.perf_counter() - begin < SECONDS
+    assert done.returncode != 0
+    (said,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
+    assert said.startswith(f"error: rank {who} of 3 (")
+    assert "its process died" in said
+
+
+def test_what_differs_between_ranks_is_named_once():
+    code, out, _ = mpirun(CHECK, "agree", "2", ranks=3)
+    assert code == 2
+    assert out.splitlines() == [
+        "agreed: configuration: differs between ranks: train.lr is 0.25 and 0.5 on rank 0 and on rank 2; start all of "
+        "them with one command, on the same data and release"
+    ]
+
+
+@pytest.mark.parametrize(("who", "said"), [(1, "rank 1: data.zarr: no such"), (-1, "data.zarr: no such")])
+def test_an_error_that_some_or_all_ranks_meet_is_said_once(who, said):
+    code, out, _ = mpirun(CHECK, "together", str(who))
+    assert code == 2
+    (line,) = out.splitlines()
+    assert line.startswith(f"agreed: {said}")
+
+
+class Left(BaseException):
+    """In place of os._exit."""
+
+
+def left(code: int):
+    raise Left(code)
+
+
+def pair():
+    """Rank 0's watch and rank 1's, which raise Left where they would end the process."""
+    server = listen("127.0.0.1")
+    port, made = server.getsockname()[1], []
+    thread = threading.Thread(target=lambda: made.append(accept(server, 2, "t", {"hello": 1})))
+    thread.start()
+    other, message = connect("127.0.0.1", port, 1, 2, "t")
+    thread.join(10)
+    assert message == {"hello": 1}
+    made[0].leave = other.leave = left
+    return made[0], other
+
+
+def left_with(watch):
+    """The code with which a watch would have ended its process."""
+    with pytest.raises(Left) as error:
+        watch._work()
+    return error.value.args[0]
+
+
+def test_strangers_are_kept_out(monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 1.0)
+    server = listen("127.0.0.1")
+    port = server.getsockname()[1]
+    problems = []
+
+    def stranger():
+        try:
+            connect("127.0.0.1", port, 1, 2, "another token")
+        except UserError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=stranger)
+    thread.start()
+    with pytest.raises(UserError, match=r"ranks \[1\] of 2 have not connected"):
+        accept(server, 2, "t")
+    thread.join(10)
+    assert "did not answer" in problems[0]
+
+
+def test_a_rank_of_a_run_of_another_size_is_refused():
+    server = listen("127.0.0.1")
+    port, problems = server.getsockname()[1], []
+
+    def other():
+        try:
+            connect("127.0.0.1", port, 2, 4, "t")
+        except UserError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(UserError, match="rank 2 of 4"):
+        accept(server, 3, "t")
+    thread.join(10)
+    assert "came to a run of 3" in problems[0]
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}: rank 0 cannot listen there .*TTR_MASTER"):
+            listen("127.0.0.1", port)
+
+
+def test_nobody_to_connect_to(monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(UserError, match=f"rank 0 at 127.0.0.1:{port} cannot be reached"):
+        connect("127.0.0.1", port, 1, 2, "t")
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_closed_connection_is_a_death(dead, capfd):
+    watches = pair()
+    watches[dead].peers[1 - dead].close()
+    assert left_with(watches[1 - dead]) == module.PEER_FAILED
+    said = capfd.readouterr().err
+    assert f"error: rank {dead} of 2" in said
+    assert "its process died" in said
+    if dead == 1:
+        assert f"({socket.gethostname()}, process {os.getpid()})" in said
+
+
+def test_a_reason_comes_before_the_end_of_the_connection(capfd):
+    first, other = pair()
+    other.peers[0].send({"failed": {"rank": 1, "where": "there", "reason": "no disk", "code": 2}})
+    other.peers[0].close()
+    assert left_with(first) == 2
+    assert capfd.readouterr().err == "error: rank 1 of 2 (there): no disk\n"
+
+
+def test_ranks_that_finish_do_not_take_each_other_for_dead():
+    watches = pair()
+    threads = [threading.Thread(target=watch.close) for watch in watches]
+    for watch, thread in zip(watches, threads, strict=True):
+        watch.start()
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
