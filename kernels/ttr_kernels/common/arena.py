@@ -152,7 +152,9 @@ class Arena:
 
 def _on_cpu(xp: ModuleType, capacity: int) -> tuple[Any, Callable[[int, Any, Any], tuple[Any, Any]]]:
     # Not an array: a view of a view of one refers to the first, past the view whose death is waited for.
-    block = mmap.mmap(-1, capacity)
+    # Private: a forked child shares nothing, and pages may be large ones.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    block = mmap.mmap(-1, capacity, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
 
