@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ttr_kernels.common.arena import Arena
-from ttr_kernels.common.arrays import Array, array_module
+from ttr_kernels.common.arrays import Array, array_module, contiguous, empty
 from ttr_kernels.cross_entropy import LinearCrossEntropySaved
 from ttr_kernels.rms_norm import RmsNormSaved
 
@@ -173,8 +173,10 @@ class TransformerModel:
         )  # fmt: skip
         loss, time_loss, time_head = type_loss, None, None
         if self.time_head is not None:
-            gaps = batch.target_times - batch.times
-            time_loss, time_head = self.time_head.loss_forward(normed, gaps, batch.targets >= 0)
+            xp, times, targets = self.backend.xp, batch.times, batch.targets
+            gaps = xp.subtract(batch.target_times, times, out=empty(times.shape, times.dtype, times))
+            scored = xp.greater_equal(targets, 0, out=empty(targets.shape, bool, targets))
+            time_loss, time_head = self.time_head.loss_forward(normed, gaps, scored)
             loss = type_loss + time_weight * time_loss
         return loss, LossSaved(embedding, blocks, norm, head, time_head, type_loss, time_loss, time_weight)
 
@@ -182,7 +184,8 @@ class TransformerModel:
         """Adds dloss times the loss's gradient to every parameter's gradient."""
         dnormed = self.head.loss_backward(dloss, saved.head)
         if self.time_head is not None and saved.time_head is not None:
-            dnormed += self.time_head.loss_backward(dloss * saved.time_weight, saved.time_head).astype(dnormed.dtype)
+            of_gaps = self.time_head.loss_backward(dloss * saved.time_weight, saved.time_head)
+            dnormed += contiguous(of_gaps, dnormed.dtype)
         dx = self.final_norm.backward(dnormed, saved.final_norm)
         while saved.blocks:
             # Taken off the list, so that a block's activations are freed as soon as they have served.

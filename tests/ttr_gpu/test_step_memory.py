@@ -74,12 +74,13 @@ def test_training_is_the_same_bits(policy, precision):
         {"optimizer": "muon"},
         {"time_bias": "linear", "time_features": "gap", "tied_head": True, "num_kv_heads": 4},
         {"time_bias": "none", "time_features": "none", "window": None},
+        {"time_components": 4},
         {
             "attention": "performer", "attention_features": 16, "time_bias": "linear", "window": None,
             "dropout": DropoutConfig(residual=0.3),
         },
     ],
-    ids=["muon", "linear bias, tied head", "no time", "performer"],
+    ids=["muon", "linear bias, tied head", "no time", "gaps predicted", "performer"],
 )  # fmt: skip
 def test_variants_are_the_same_bits(changes):
     assert_same(trained(Arena(capacity=4 << 20, poison=True), **changes), trained(**changes))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array, array_module
+from ttr_kernels.common.arrays import Array, array_module, contiguous, empty
 from ttr_kernels.log_normal_mixture import (
     LogNormalMixtureSaved,
     log_normal_mixture_backward,
@@ -91,24 +91,32 @@ class TimeHead:
         Args:
             scored: (total,) bool; where it is not, gaps may be anything.
         """
-        xp, number = array_module(x), self.precision.master.type
-        raw, project = linear_forward(x.astype(self.precision.master, copy=False), self.weight.value, self.bias.value)
+        xp, master = array_module(x), self.precision.master
+        raw, project = linear_forward(contiguous(x, master), self.weight.value, self.bias.value)
         logits, means, log_scales, slope = self._mixture(raw)
-        relative = xp.where(scored, self.positive(gaps) * math.exp(-self.log_mean), 1.0)
+        relative, unit = empty(gaps.shape, np.float64, x), math.exp(-self.log_mean)
+        none = empty(gaps.shape, bool, x)
+        xp.multiply(gaps, unit, out=relative)
+        xp.copyto(relative, self.zero_gap * unit, where=xp.logical_not(xp.greater(gaps, 0, out=none), out=none))
+        xp.copyto(relative, 1.0, where=xp.logical_not(scored, out=none))
         nll, mixture = log_normal_mixture_forward(relative, logits, means, log_scales)
-        losses = xp.where(scored, nll + number(self.log_mean), number(0))
-        weight = scored.astype(self.precision.master) / xp.maximum(scored.sum(), 1).astype(self.precision.master)
-        return (losses * weight).sum(dtype=np.float64), TimeHeadSaved(project, mixture, slope, losses, weight)
+        losses = xp.add(nll, master.type(self.log_mean), out=empty(nll.shape, master, x))
+        xp.copyto(losses, master.type(0), where=none)
+        weight = contiguous(scored, master)
+        weight /= xp.maximum(scored.sum(), 1).astype(master)
+        total = xp.multiply(losses, weight, out=empty(nll.shape, master, x)).sum(dtype=np.float64)
+        return total, TimeHeadSaved(project, mixture, slope, losses, weight)
 
     def loss_backward(self, dloss: float, saved: TimeHeadSaved) -> Array:
         """-> dx (total, C) in the master precision; adds to the parameters' gradients."""
         k = self.components
-        draw = array_module(saved.slope).empty((len(saved.slope), 3 * k), self.precision.master)
+        draw = empty((len(saved.slope), 3 * k), self.precision.master, saved.slope)
+        dlosses = empty(saved.weight.shape, self.precision.master, saved.weight)
+        array_module(dlosses).multiply(saved.weight, self.precision.master.type(dloss), out=dlosses)
         dlogits, dmeans, dlog_scales = draw[:, :k], draw[:, k : 2 * k], draw[:, 2 * k :]
         log_normal_mixture_backward(
-            saved.weight * self.precision.master.type(dloss), saved.mixture, dweight_logits=dlogits, dmeans=dmeans,
-            dlog_scales=dlog_scales,
-        )  # fmt: skip
+            dlosses, saved.mixture, dweight_logits=dlogits, dmeans=dmeans, dlog_scales=dlog_scales
+        )
         dmeans *= self.precision.master.type(self.log_std)
         dlog_scales *= saved.slope
         dx, _, _ = linear_backward(draw, saved.project, dweight=self.weight.gradient, dbias=self.bias.gradient)
@@ -117,10 +125,11 @@ class TimeHead:
     def _mixture(self, raw: Array) -> tuple[Array, Array, Array, Array]:
         """Logits, means (relative to log_mean) and log σ, (rows, K) each; and d log σ / ds = 1 − floor / σ."""
         xp, number, k = array_module(raw), self.precision.master.type, self.components
-        scale = raw[:, 2 * k :] + number(math.log(self.log_std))
-        log_floor = number(math.log(self.min_sigma))
+        means, log_scales, slope = (empty((len(raw), k), raw.dtype, raw) for _ in range(3))
+        xp.multiply(raw[:, k : 2 * k], number(self.log_std), out=means)
+        scale = xp.add(raw[:, 2 * k :], number(math.log(self.log_std)), out=slope)
         # What has diverged is found by its loss.
         with np.errstate(over="ignore", invalid="ignore"):
-            log_scales = xp.logaddexp(scale, log_floor)
-            slope = xp.exp(scale - log_scales)
-        return raw[:, :k], raw[:, k : 2 * k] * number(self.log_std), log_scales, slope
+            xp.logaddexp(scale, number(math.log(self.min_sigma)), out=log_scales)
+            xp.exp(xp.subtract(scale, log_scales, out=slope), out=slope)
+        return raw[:, :k], means, log_scales, slope

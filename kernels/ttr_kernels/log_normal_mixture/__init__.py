@@ -17,6 +17,7 @@ from ..common.arrays import (
     check,
     check_out,
     check_same_dtype,
+    empty,
     implementation,
     on_gpu,
     takes_cuda_arrays,
@@ -68,13 +69,14 @@ def log_normal_mixture_forward(
     )  # fmt: skip
     dtype = check_same_dtype(weight_logits=weight_logits, means=means, log_scales=log_scales)
     if not on_gpu(gaps):
-        valid = (gaps > 0) & np.isfinite(gaps)
+        valid, finite = empty(gaps.shape, bool), empty(gaps.shape, bool)
+        np.logical_and(np.greater(gaps, 0, out=valid), np.isfinite(gaps, out=finite), out=valid)
         if not valid.all():
             at = int(valid.argmin())
             raise ValueError(f"gaps: got {gaps[at]} at position {at}, expected positive finite gaps")
     statistics = FLOAT64 if dtype == FLOAT64 else np.dtype(np.float32)
     out = check_out("out", out, (sizes["rows"],), statistics, means)
-    log_gaps = array_module(gaps).log(gaps)
+    log_gaps = array_module(gaps).log(gaps, out=empty(gaps.shape, FLOAT64, gaps))
     implementation(means, __package__).forward(log_gaps, weight_logits, means, log_scales, out)
     return out, LogNormalMixtureSaved(log_gaps, weight_logits, means, log_scales, out)
 

@@ -1,6 +1,7 @@
 """The arena: nothing that lives is handed out again, what is dead is, and a repeated step finds the same addresses."""
 
 import gc
+import os
 import threading
 
 import ml_dtypes
@@ -164,3 +165,15 @@ def test_gpu_arrays_live_as_long_as_their_views(cupy):
         del kept
         assert address(arrays.empty((10, 10), np.float32, like)) == begin
     assert arena.misses == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_writes_to_its_own(arena):
+    with arena.step():
+        x = arrays.zeros(10, np.int32)
+        child = os.fork()
+        if not child:
+            x[...] = 1
+            os._exit(int(x.sum()))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+        assert not x.any()
