@@ -24,15 +24,19 @@ from .threads import threads_option, use_threads
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw calibration and accuracy to this PNG."
+)
 def evaluate(
     run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, no_average: bool,
-    device: str, threads: int | None, as_json: bool,
+    device: str, threads: int | None, as_json: bool, plot: Path | None,
 ) -> None:  # fmt: skip
     """Evaluate RUN (a run folder or a checkpoint) on DATA, beside the floors that a model must beat."""
     from ttr_gpu.backend import choose_backend
     from ttr_gpu.data.dataset import open_dataset
     from ttr_gpu.errors import UserError
-    from ttr_gpu.infer.evaluation import evaluate_split
+    from ttr_gpu.infer.evaluation import evaluate_in_detail
+    from ttr_gpu.infer.evaluation_plot import plot_evaluation
     from ttr_gpu.infer.report import compare, floors
     from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
     from ttr_gpu.train.run import describe
@@ -49,8 +53,13 @@ def evaluate(
     if stride is not None and stride > length:
         raise UserError(f"--stride: got {stride}, expected at most the length of a window, {length}")
     model = checkpoint.load_model(backend, averaged=not no_average)
-    result = evaluate_split(model, part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride)
+    result = evaluate_in_detail(
+        model, part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride,
+        step=dataset.gap.get("grid"),
+    )  # fmt: skip
     beside = floors(dataset, split, checkpoint.config.model)
+    if plot is not None:
+        plot_evaluation(result, beside, plot)
     if as_json:
         described = {"checkpoint": str(checkpoint.path), "data": str(data), **asdict(result)}
         if result.time_nll is not None:

@@ -54,7 +54,7 @@ def test_divergence_ends_with_what_to_try(ttr, events, tmp_path):
         assert fragment in line
 
 
-def test_eval(ttr, run, events):
+def test_eval(ttr, run, events, tmp_path):
     out = ttr("eval", run, events).ok("test ", "nats per event", "n-gram of order 0", "the best floor", "log-normal ")
     assert out.startswith(str(run))
     described = json.loads(ttr("eval", run, events, "--split", "validation", "--json").ok())
@@ -66,9 +66,19 @@ def test_eval(ttr, run, events):
     assert {floor["name"] for floor in described["floors"]} >= {"n-gram of order 0", "n-gram of order 2", "log-normal"}
     assert described["nll"] == pytest.approx(described["cross_entropy"] + described["time_nll"], rel=1e-9)
     assert described["protocol"] == "first event of a sequence not scored, no survival term"
+    gaps, marginal = described["gaps"], next(floor["gaps"] for floor in described["floors"] if floor["gaps"])
+    assert set(gaps) == set(marginal) >= {"nll", "dequantised_nll", "mae", "rmse", "coverage", "pit", "ks"}
+    assert gaps["nll"] == described["time_nll"]
+    assert gaps["dequantised_nll"] == pytest.approx(gaps["nll"], abs=0.05), "a grid of 1 ms is a fine one"
+    assert described["top_k"]["1"] == described["accuracy"]
     longer = json.loads(ttr("eval", run, events, "--max-length", "19", "--stride", "1", "--json").ok())
     assert longer["split"] == "test"
     assert math.isfinite(longer["cross_entropy"])
+    picture = tmp_path / "eval.png"
+    ttr("eval", run, events, "--plot", picture).ok(
+        "coverage    of 50/80/95 % intervals: ", "dequantised ", "median gap "
+    )
+    assert picture.read_bytes()[:4] == b"\x89PNG"
     # A checkpoint stands for its run.
     checkpoint = max(run.glob("checkpoints/step-*"))
     ttr("eval", checkpoint, events, "--last").ok(str(checkpoint))

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..backend import to_host
 from ..data.batches import evaluation_batches
 from ..data.dataset import Split
 from ..model import TransformerModel
+from .gap_figures import GapFigures, GapScorer, in_parts
+from .ranks import ranks, top_shares
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Evaluation:
         accuracy: share of targets that were the likeliest token.
         bits_per_byte: of the documents' UTF-8, each terminator a byte; None for events or a part of a split.
         time_nll: −log p(gap) in nats per target, the density per unit of the data set's time; None without a time head.
+        top_k: share of targets among the k likeliest tokens; gaps: all figures of the gaps' distributions. Both of
+            `evaluate_in_detail` alone.
     """
 
     split: str
@@ -31,6 +36,8 @@ class Evaluation:
     accuracy: float
     bits_per_byte: float | None
     time_nll: float | None = None
+    top_k: dict[int, float] | None = None
+    gaps: GapFigures | None = None
 
     def loss(self, time_weight: float) -> float:
         """What training minimises: cross_entropy, and time_weight times time_nll."""
@@ -73,3 +80,38 @@ def evaluate_split(
     bits = nats / math.log(2) / split.bytes if split.bytes and whole else None
     time_nll = None if model.time_head is None else time_nats / max(count, 1)
     return Evaluation(split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll)
+
+
+def evaluate_in_detail(
+    model: TransformerModel, split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None,
+    step: float | None = None,
+) -> Evaluation:  # fmt: skip
+    """`evaluate_split` with everything that is known to be asked: top-k, errors of the median gap, calibration.
+
+    Args:
+        step: of the clock's grid, for the dequantised likelihood; None: there is none.
+    """
+    nats, count, counts = 0.0, 0, np.zeros(model.config.vocabulary_size, np.int64)
+    scorer = None if model.time_head is None else GapScorer(step)
+    for batch in evaluation_batches(
+        split, tokens_per_batch=max(tokens_per_batch, max_length), max_length=max_length, stride=stride
+    ):  # fmt: skip
+        rows = np.flatnonzero(batch.targets >= 0)
+        outputs = model.outputs(batch)[model.backend.put(rows)]
+        count += len(rows)
+        for part in in_parts(len(rows), model.config.vocabulary_size):
+            logits, targets = to_host(model.next_logits(outputs[part])).astype(np.float64), batch.targets[rows[part]]
+            own = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+            nats += float((np.logaddexp.reduce(logits, axis=1) - own).sum())
+            counts += np.bincount(ranks(logits, targets), minlength=len(counts))
+        if scorer is not None and model.time_head is not None:
+            gaps = model.time_head.positive(batch.target_times[rows] - batch.times[rows])
+            for part in in_parts(len(rows), model.config.time_components):
+                scorer.add(model.next_gap(outputs[part]), gaps[part])
+    figures = None if scorer is None else scorer.figures()
+    whole = count == split.token_count - split.sequences
+    return Evaluation(
+        split.name, count, nats / max(count, 1), float(counts[0]) / max(count, 1),
+        nats / math.log(2) / split.bytes if split.bytes and whole else None,
+        None if figures is None else figures.nll, top_shares(counts), figures,
+    )  # fmt: skip

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import Dataset, Split
+from ..nn.gap_distribution import GapDistribution
+from .gap_figures import GapFigures, GapScorer, in_parts
+from .ranks import TOP, ranks, top_shares
 
 # Sizes beyond which a floor is taken on a part: it is a yardstick, not the purpose.
 _MOST_EVENTS, _MOST_TEXT = 1 << 22, 1 << 25
@@ -23,6 +26,8 @@ class Floor:
     Attributes:
         value: in `unit`, "nats" or "bits per byte".
         of: what is predicted, "type", "time" or "text".
+        top_k: share of targets among the k likeliest types.
+        gaps: all figures of a distribution of gaps.
     """
 
     name: str
@@ -30,6 +35,8 @@ class Floor:
     unit: str
     accuracy: float | None = None
     of: str = "type"
+    top_k: dict[int, float] | None = None
+    gaps: GapFigures | None = None
 
 
 def lowest(floors: list[Floor], of: str) -> Floor | None:
@@ -37,21 +44,25 @@ def lowest(floors: list[Floor], of: str) -> Floor | None:
     return min((floor for floor in floors if floor.of == of), key=lambda floor: floor.value, default=None)
 
 
-def gap_floors(train: Split, test: Split, zero_gap: float) -> list[Floor]:
+def gap_floors(train: Split, test: Split, zero_gap: float, step: float | None = None) -> list[Floor]:
     """Distributions of the gap without a history, fitted to the training gaps by maximum likelihood.
 
-    One log-normal, and one exponential (a Poisson process of constant rate). A gap of zero counts as `zero_gap`, as in
-    a model.
+    One log-normal, with all figures that a model has, and one exponential (a Poisson process of constant rate). A gap
+    of zero counts as `zero_gap`, as in a model; `step` is that of the clock's grid.
     """
     fitted, scored = (_gaps(split) for split in (train, test))
     fitted, scored = (np.where(gaps > 0, gaps, zero_gap) for gaps in (fitted, scored))
     logs, mean = np.log(fitted), float(fitted.mean())
-    location, scale = float(logs.mean()), max(float(logs.std()), 1e-6)
-    z = (np.log(scored) - location) / scale
-    log_normal = float((np.log(scored) + 0.5 * z * z).mean()) + math.log(scale) + 0.5 * math.log(2 * math.pi)
+    scorer = GapScorer(step)
+    for part in in_parts(len(scored), 1):
+        shape = len(scored[part]), 1
+        log_scale = math.log(max(float(logs.std()), 1e-6))
+        marginal = GapDistribution(np.zeros(shape), np.full(shape, float(logs.mean())), np.full(shape, log_scale))
+        scorer.add(marginal, scored[part])
+    figures = scorer.figures()
     exponential = math.log(mean) + float(scored.mean()) / mean
     return [
-        Floor("log-normal", log_normal, "nats", of="time"),
+        Floor("log-normal", figures.nll, "nats", of="time", gaps=figures),
         Floor("exponential", exponential, "nats", of="time"),
     ]
 
@@ -85,14 +96,16 @@ def event_floors(train: Split, test: Split, vocabulary: int, orders: int = 3) ->
         wanted, has = _contexts(tested, test_position, order, vocabulary)
         counts = _Counts(context[valid], trained[valid])
         own = np.where(has, counts.interpolate(wanted, tested, own), own)
-        accuracy = None
+        accuracy = shares = None
         if probability is not None:
             for kind in range(vocabulary):
                 kinds = np.full(len(tested), kind)
                 better = counts.interpolate(wanted, kinds, probability[:, kind])
                 probability[:, kind] = np.where(has, better, probability[:, kind])
             accuracy = float((probability.argmax(axis=1) == tested)[scored].mean())
-        floors.append(Floor(f"n-gram of order {order}", float(-np.log(own[scored]).mean()), "nats", accuracy))
+            shares = top_shares(np.bincount(ranks(probability, tested)[scored], minlength=max(TOP)))
+        nats = float(-np.log(own[scored]).mean())
+        floors.append(Floor(f"n-gram of order {order}", nats, "nats", accuracy, top_k=shares))
     return floors
 
 

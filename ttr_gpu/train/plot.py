@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..figures import pyplot, save
 from .checkpoint import Checkpoint
 from .metrics import read_metrics
 
@@ -17,7 +18,7 @@ _POINTS = 200
 
 def plot_run(folder: Path, floor: tuple[str, float] | None = None) -> Path:
     """Draw `plots/loss.png` from a run's metrics: training loss, validation loss, a floor, and the learning rate."""
-    plt = _pyplot()
+    plt = pyplot()
     steps, evaluations = _by_step(folder, "step"), _by_step(folder, "validation")
     x = np.array(sorted(steps))
     loss = np.array([steps[s]["loss"] for s in x])
@@ -41,12 +42,12 @@ def plot_run(folder: Path, floor: tuple[str, float] | None = None) -> Path:
     lower.plot(x, [steps[s]["lr"] for s in x], color="#31a354", linewidth=1.2)
     lower.set_ylabel("learning rate")
     lower.set_xlabel("step")
-    return _save(figure, (upper, lower), folder / "plots" / "loss.png")
+    return save(figure, (upper, lower), folder / "plots" / "loss.png")
 
 
 def plot_training(folders: list[Path], path: Path) -> Path:
     """Draw runs beside each other: training and validation loss, gradient norm, and tokens per second, over steps."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(3, 1, figsize=(_WIDTH, 8), dpi=_DPI, sharex=True, constrained_layout=True)
     for number, folder in enumerate(folders):
         color = f"C{number % 10}"
@@ -67,7 +68,7 @@ def plot_training(folders: list[Path], path: Path) -> Path:
     axes[2].set_ylim(bottom=0)
     axes[2].set_xlabel("step")
     axes[0].legend(frameon=False, fontsize=9)
-    return _save(figure, tuple(axes), path)
+    return save(figure, tuple(axes), path)
 
 
 def plot_decay(checkpoint: Checkpoint, path: Path) -> Path | None:
@@ -75,7 +76,7 @@ def plot_decay(checkpoint: Checkpoint, path: Path) -> Path | None:
 
     Returns None, and draws nothing, if the model has no time bias.
     """
-    plt = _pyplot()
+    plt = pyplot()
     model = checkpoint.load_model()
     config = model.config
     ages = np.geomspace(0.01 * config.time_scale, max(config.time_span, config.time_scale), _POINTS)
@@ -100,16 +101,7 @@ def plot_decay(checkpoint: Checkpoint, path: Path) -> Path | None:
     axes[0, 0].set_title(f"attention's decay with age ({config.time_bias}); dotted: a typical gap")
     unit = checkpoint.data["time_unit_seconds"]
     axes[-1, 0].set_xlabel("age Δt of a key " + ("in positions" if unit is None else f"in units of {unit:g} s"))
-    return _save(figure, tuple(axes[:, 0]), path)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    return save(figure, tuple(axes[:, 0]), path)
 
 
 def _by_step(folder: Path, kind: str) -> dict[int, dict[str, Any]]:
@@ -124,13 +116,3 @@ def _smooth(x: Any, values: Any) -> tuple[Any, Any]:
     counts = np.convolve(known, window, "valid")
     sums = np.convolve(np.where(known, values, 0.0), window, "valid")
     return x[width - 1 :], np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def _save(figure: Any, axes: tuple[Any, ...], path: Path) -> Path:
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    _pyplot().close(figure)
-    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,20 @@ def backward(
         _backward, rows, contiguous(dnll, FLOAT32), saved.log_gaps, w, w_stride, m, m_stride, s, s_stride,
         saved.means.shape[1], dw, dw_stride, dm, dm_stride, ds, ds_stride, grain=_GRAIN,
     )  # fmt: skip
+
+
+def erfc(x: Array) -> Array:
+    """1 − erf of a float64 array, to the last place."""
+    flat = np.ascontiguousarray(x, np.float64).reshape(-1)
+    out = np.empty_like(flat)
+    parallel_for(_erfc, len(flat), flat, out, grain=_GRAIN)
+    return out.reshape(x.shape)
+
+
+@jit
+def _erfc(x: Any, out: Any, begin: int, end: int) -> None:
+    for i in range(begin, end):
+        out[i] = math.erfc(x[i])
 
 
 @jit

@@ -14,8 +14,6 @@ import numpy as np
 from ..common.arrays import Array, array_module, takes_cuda_arrays
 from ..common.philox import philox_words
 
-_erfc_of_numpy = np.vectorize(math.erfc, otypes=[np.float64])
-
 
 @takes_cuda_arrays
 def pdf(gaps: Array, weight_logits: Array, means: Array, log_scales: Array) -> Array:
@@ -117,6 +115,10 @@ def _deviation(gaps: Array, m: Array, s: Array) -> Array:
 
 
 def _erfc(x: Array) -> Array:
-    erfc = _erfc_of_numpy if isinstance(x, np.ndarray) else importlib.import_module("cupyx.scipy.special").erfc
-    result: Array = erfc(x)
+    if isinstance(x, np.ndarray | np.generic):
+        # Loaded only here: it loads numba.
+        from .cpu import erfc
+
+        return erfc(np.asarray(x))
+    result: Array = importlib.import_module("cupyx.scipy.special").erfc(x)
     return result
