@@ -6,22 +6,34 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ttr_kernels.common.arrays import Array
 
 from ..backend import to_host
-from ..decoding import extend
+from ..decoding import decode_outputs, prefill_outputs
 from ..errors import UserError
+from ..fused_decoding import ROWS
 from ..model import TransformerModel
+from .next_event import NextEvent
 from .prompts import EventPrompts
 from .sampling import Sampling, probabilities
 
 FORMAT, FORMAT_VERSION = "ttr-gpu-stream", "1"
-# Streams that go through the model at a time: its activations are bounded by them.
-_ROWS = 512
+# Events of one stream in one push from which on they are read as a prompt is, not one by one.
+_PACKED = 8
+
+
+class _Arrived(NamedTuple):
+    """Events of a push, stream by stream: rings and counts (N,), starts (N + 1,), tokens and moments (total,)."""
+
+    rings: Array
+    counts: Array
+    starts: Array
+    tokens: Array
+    moments: Array
 
 
 class EventStreams:
@@ -47,6 +59,7 @@ class EventStreams:
         self.model, self.origin = model, origin
         self.cache = model.new_cache(count, capacity)
         self._names = None if names is None else EventPrompts(names)
+        self._known_fingerprint: str | None = None
         # The last block's output at each stream's last event: the head turns it into a distribution when asked.
         self._last: Array = np.zeros((count, model.config.embed_dim), model.precision.compute)
 
@@ -65,26 +78,32 @@ class EventStreams:
             ValueError: a stream that there is not, a time that is not finite or goes back, or (without a window) more
                 events than a stream can remember. UserError: an unknown name. All streams then are as they were.
         """
-        rings, moments = np.asarray(streams, np.int64), np.asarray(times, np.float64) - self.origin
-        tokens = np.array([self._token(each) for each in types], np.int32)
-        if not rings.shape == moments.shape == tokens.shape or rings.ndim != 1:
-            raise ValueError(
-                f"streams, types, times: got shapes {rings.shape}, {tokens.shape}, {moments.shape}, expected equal ones"
-            )
-        self._check_streams(rings)
-        # Per stream in the order of arrival, and the number of each event among those of its stream.
-        order = np.argsort(rings, kind="stable")
-        firsts = np.flatnonzero(np.diff(rings[order], prepend=-1))
-        number = np.arange(len(order)) - np.repeat(firsts, np.diff(firsts, append=len(order)))
-        self._check_times(rings[order], moments[order], number)
-        self.cache.layers[0].check_room(rings[order][firsts], np.diff(firsts, append=len(order)))
-        for turn in range(int(number.max(initial=-1)) + 1):
-            chosen = order[number == turn]
-            for begin in range(0, len(chosen), _ROWS):
-                rows = chosen[begin : begin + _ROWS]
-                starts = np.arange(len(rows) + 1, dtype=np.int32)
-                x = extend(self.model, tokens[rows], moments[rows], starts, self.cache, rings[rows])
-                self._last[rings[rows]] = to_host(x)
+        arrived = self._arrange(streams, types, times)
+        many = arrived.counts > _PACKED
+        if many.any():
+            self._read(arrived, np.flatnonzero(many))
+        few = np.where(many, 0, arrived.counts)
+        for turn in range(int(few.max(initial=0))):
+            going = np.flatnonzero(few > turn)
+            for begin in range(0, len(going), ROWS):
+                chosen = going[begin : begin + ROWS]
+                rows, rings = arrived.starts[chosen] + turn, arrived.rings[chosen]
+                outputs = decode_outputs(self.model, arrived.tokens[rows], arrived.moments[rows], self.cache, rings)
+                self._last[rings] = to_host(outputs)
+
+    def _read(self, arrived: _Arrived, chosen: Array) -> None:
+        """All events of these streams, packed."""
+        rows = np.concatenate([np.arange(*arrived.starts[each : each + 2]) for each in chosen])
+        starts = np.concatenate(([0], np.cumsum(arrived.counts[chosen]))).astype(np.int32)
+        rings = arrived.rings[chosen]
+        outputs = prefill_outputs(self.model, arrived.tokens[rows], arrived.moments[rows], starts, self.cache, rings)
+        self._last[rings] = to_host(outputs)
+
+    def check(
+        self, streams: Sequence[int] | Array, types: Sequence[int | str] | Array, times: Sequence[float] | Array
+    ) -> None:
+        """Raise what `push` of the same events would raise, and take none of them."""
+        self._arrange(streams, types, times)
 
     def next(self, streams: Array | Sequence[int] | None = None) -> Array:
         """Probabilities (n, V) of the type of the next event of each stream; default: of all.
@@ -92,12 +111,73 @@ class EventStreams:
         Raises:
             ValueError: a stream without an event so far.
         """
+        return self._types(self._outputs(streams))
+
+    def next_events(self, streams: Sequence[int] | Array, at: Sequence[float | None] | None = None) -> list[NextEvent]:
+        """What comes next in each stream, type and time.
+
+        Args:
+            streams: (n,).
+            at: (n,) until when nothing more has come in each, in the data set's unit; None: nothing is known beyond
+                its last event.
+
+        Raises:
+            ValueError: a stream without an event so far, a time that is not finite or before a stream's last event.
+        """
+        outputs = self._outputs(streams)
+        types = self._types(outputs)
+        gaps = None if self.model.time_head is None else self.model.next_gap(outputs)
+        found = []
+        for row, stream in enumerate(streams):
+            last = self.last_time(int(stream))
+            until = None if at is None else at[row]
+            if until is not None and not last <= until < np.inf:
+                raise ValueError(
+                    f"at: got {until!r}, expected a finite time, not before {last!r}, that of the last event"
+                )
+            gap = None if gaps is None else gaps[row : row + 1]
+            found.append(NextEvent(types[row], last, last if until is None else until, gap))
+        return found
+
+    def length(self, stream: int) -> int:
+        """Events that a stream has had."""
+        return int(self.cache.lengths[stream])
+
+    def last_time(self, stream: int) -> float:
+        """When its newest event happened, in the data set's unit; −inf before the first."""
+        return float(self.cache.last_times[stream] + self.origin) if self.cache.lengths[stream] else -np.inf
+
+    def _outputs(self, streams: Array | Sequence[int] | None) -> Array:
+        """The last block's output at each stream's last event, where the model computes."""
         rings = np.arange(len(self.cache.lengths)) if streams is None else np.asarray(streams, np.int64)
         self._check_streams(rings)
         for ring in rings[self.cache.lengths[rings] == 0]:
             raise ValueError(f"stream {ring}: has no event yet; push one first")
-        logits = self.model.next_logits(self.model.backend.put(self._last[rings]))
-        return probabilities(to_host(logits), Sampling())
+        outputs: Array = self.model.backend.put(self._last[rings])
+        return outputs
+
+    def _types(self, outputs: Array) -> Array:
+        return probabilities(to_host(self.model.next_logits(outputs)), Sampling())
+
+    def _arrange(
+        self, streams: Sequence[int] | Array, types: Sequence[int | str] | Array, times: Sequence[float] | Array
+    ) -> _Arrived:
+        """The events stream by stream, each in the order of its arrival; ValueError or UserError as in `push`."""
+        rings, moments = np.asarray(streams, np.int64), np.asarray(times, np.float64) - self.origin
+        tokens = np.array([self._token(each) for each in types], np.int32)
+        if not rings.shape == moments.shape == tokens.shape or rings.ndim != 1:
+            raise ValueError(
+                f"streams, types, times: got shapes {rings.shape}, {tokens.shape}, {moments.shape}, expected equal ones"
+            )
+        self._check_streams(rings)
+        order = np.argsort(rings, kind="stable")
+        rings, tokens, moments = rings[order], tokens[order], moments[order]
+        firsts = np.flatnonzero(np.diff(rings, prepend=-1))
+        starts = np.append(firsts, len(rings)).astype(np.int32)
+        counts = np.diff(starts).astype(np.int64)
+        self._check_times(rings, moments, np.arange(len(rings)) - np.repeat(firsts, counts))
+        self.cache.layers[0].check_room(rings[firsts], counts)
+        return _Arrived(rings[firsts], counts, starts, tokens, moments)
 
     def clear(self, streams: Array | Sequence[int]) -> None:
         """Forget these streams: they begin anew."""
@@ -105,14 +185,14 @@ class EventStreams:
         self._check_streams(rings)
         self.cache.clear(rings)
 
-    def save(self, path: str | Path, stream: int = 0) -> None:
-        """Write the state of one stream to a file (safetensors), whole or not at all."""
+    def save(self, path: str | Path, stream: int = 0, *, name: str = "") -> None:
+        """Write the state of one stream to a file (safetensors), whole or not at all; `name` is kept in it."""
         from safetensors.numpy import save_file
 
         self._check_streams(np.array([stream]))
         path = Path(path)
         metadata = {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "model": _fingerprint(self.model),
+            "format": FORMAT, "format_version": FORMAT_VERSION, "model": self._fingerprint(), "name": name,
             "length": str(self.cache.lengths[stream]), "last_time": float(self.cache.last_times[stream]).hex(),
         }  # fmt: skip
         arrays = {"last": self._last[stream], **self.cache.state(stream)}
@@ -123,8 +203,8 @@ class EventStreams:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, path: str | Path, stream: int = 0) -> None:
-        """Let a stream go on where a saved one stopped: what it answers then is the same to the bit.
+    def load(self, path: str | Path, stream: int = 0) -> str:
+        """Let a stream go on where a saved one stopped: what it answers then is the same to the bit. -> its name.
 
         Raises:
             UserError: a file that is none of `save`, or of a stream of another model.
@@ -140,12 +220,21 @@ class EventStreams:
             raise UserError(f"{path}: cannot be read: {error}") from None
         if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{path}: is no saved stream of format version {FORMAT_VERSION}")
-        if metadata["model"] != _fingerprint(self.model):
+        if metadata["model"] != self._fingerprint():
             raise UserError(f"{path}: is a stream of another model; load it with the weights it was saved with")
         compute = self.model.precision.compute
         arrays = {name: array.view(compute) if array.dtype == np.uint16 else array for name, array in arrays.items()}
         self._last[stream] = arrays.pop("last")
         self.cache.restore(stream, int(metadata["length"]), float.fromhex(metadata["last_time"]), arrays)
+        return str(metadata.get("name", ""))
+
+    def _fingerprint(self) -> str:
+        """Of the architecture and the weights, which stay what they are while there are streams."""
+        if self._known_fingerprint is None:
+            digest = hashlib.sha256(self.model.config.model_dump_json().encode())
+            digest.update(np.ascontiguousarray(to_host(self.model.flat.values)).data)
+            self._known_fingerprint = digest.hexdigest()
+        return self._known_fingerprint
 
     def _token(self, kind: Any) -> int:
         if isinstance(kind, str):
@@ -192,10 +281,12 @@ class EventStream:
         """An event of this type, a number or a name, at this time; see EventStreams.push."""
         self._streams.push([0], [kind], [time])
 
-    def next(self) -> Array:
-        """Probabilities (V,) of the type of the next event. ValueError before the first event."""
-        probability: Array = self._streams.next()[0]
-        return probability
+    def next(self, at: float | None = None) -> NextEvent:
+        """What comes next, which type and when, given that nothing has come until `at` (default: its last event).
+
+        ValueError before the first event, and for an `at` before the last one.
+        """
+        return self._streams.next_events([0], [at])[0]
 
     def clear(self) -> None:
         """Begin anew."""
@@ -208,12 +299,6 @@ class EventStream:
     def load(self, path: str | Path) -> None:
         """Go on where a saved stream of the same model stopped. UserError for another file or model."""
         self._streams.load(path)
-
-
-def _fingerprint(model: TransformerModel) -> str:
-    digest = hashlib.sha256(model.config.model_dump_json().encode())
-    digest.update(np.ascontiguousarray(to_host(model.flat.values)).data)
-    return digest.hexdigest()
 
 
 def _storable(array: Array) -> Array:

@@ -34,6 +34,10 @@ class GapDistribution:
         losses, _ = log_normal_mixture.log_normal_mixture_forward(gaps, *self._parameters())
         return losses
 
+    def pdf(self, gaps: Array) -> Array:
+        """p(τ) per unit of time (rows,); gaps (rows,), or (n,) for a single row."""
+        return log_normal_mixture.pdf(gaps, *self._parameters())
+
     def cdf(self, gaps: Array) -> Array:
         """P(gap <= τ) (rows,)."""
         return log_normal_mixture.cdf(gaps, *self._parameters())
@@ -45,6 +49,13 @@ class GapDistribution:
     def quantile(self, probability: Array | float) -> Array:
         """The τ with P(gap <= τ) = probability (rows,)."""
         return log_normal_mixture.quantile(probability, *self._parameters())
+
+    def quantiles_after(self, probabilities: Array, elapsed: Array) -> Array:
+        """The τ with P(gap <= τ | gap > elapsed) = probability: (rows, P) for (P,) and elapsed (rows,), float64."""
+        # Only here: it loads numba, which training on a GPU can do without.
+        from ttr_kernels.log_normal_mixture.waiting import waiting_quantiles
+
+        return waiting_quantiles(probabilities, elapsed, *self._parameters())
 
     def mean(self) -> Array:
         """E[gap] (rows,); inf where it overflows. It is dominated by the far tail: the median is the safer answer."""

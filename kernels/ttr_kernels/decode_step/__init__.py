@@ -89,7 +89,7 @@ class FusedStep:
 
     def __init__(
         self, shape: Architecture, vectors: Array, matrices: Array, model: dict[str, int],
-        blocks: list[dict[str, int]], keys: Array, values: Array, times: Array, *, span: int, rows: int = 32,
+        blocks: list[dict[str, int]], keys: Array, values: Array, times: Array, *, span: int, rows: int = 256,
     ) -> None:  # fmt: skip
         from .cpu import Workspace
 

@@ -43,8 +43,8 @@ def test_it_predicts_what_the_full_forward_predicts():
     stream = EventStream(model, names=NAMES, origin=1.7e9)
     for kind, time, probabilities in zip(types, times, expected, strict=True):
         stream.push(NAMES[kind] if kind % 2 else int(kind), 1.7e9 + time)
-        np.testing.assert_allclose(stream.next(), probabilities, atol=1e-5)
-        np.testing.assert_array_equal(stream.next(), stream.next())
+        np.testing.assert_allclose(stream.next().types, probabilities, atol=1e-5)
+        np.testing.assert_array_equal(stream.next().types, stream.next().types)
 
 
 def test_streams_are_not_mixed_up():
@@ -89,11 +89,11 @@ def test_a_saved_stream_goes_on_to_the_bit(tmp_path, pushed):
     # Where it is loaded another stream was before.
     second.push([2] * 9, [0] * 9, np.arange(9.0) + 1e6)
     second.load(tmp_path / "stream", 2)
-    np.testing.assert_array_equal(second.next([2])[0], first.next())
+    np.testing.assert_array_equal(second.next([2])[0], first.next().types)
     for kind, time in zip(types[pushed:], times[pushed:], strict=True):
         first.push(kind, time)
         second.push([2], [kind], [time])
-        np.testing.assert_array_equal(second.next([2])[0], first.next())
+        np.testing.assert_array_equal(second.next([2])[0], first.next().types)
     assert [path.name for path in tmp_path.iterdir()] == ["stream"]
 
 
@@ -104,7 +104,57 @@ def test_streams_of_low_precision_are_saved_too(tmp_path, precision):
     first.push(3, 1.0)
     first.save(tmp_path / "stream")
     second.load(tmp_path / "stream")
-    np.testing.assert_array_equal(second.next(), first.next())
+    np.testing.assert_array_equal(second.next().types, first.next().types)
+
+
+@pytest.mark.parametrize("sizes", [(9, 3, 28), (40,), (1, 39)])
+def test_many_events_at_once_are_read_as_a_prompt_is(sizes):
+    model, (types, times) = make_model(), events(40)
+    expected = full_forward(model, types, times)
+    streams, begin = EventStreams(model, 3), 0
+    for size in sizes:
+        end = begin + size
+        # Beside another stream with few, which comes out as if it were alone.
+        streams.push([2] * size + [0], [*types[begin:end], 1], [*times[begin:end], float(begin)])
+        np.testing.assert_allclose(streams.next([2])[0], expected[end - 1], atol=1e-5)
+        begin = end
+    alone, begin = EventStream(model), 0
+    for size in sizes:
+        alone.push(1, float(begin))
+        begin += size
+    np.testing.assert_array_equal(streams.next([0])[0], alone.next().types)
+
+
+def test_it_says_when_given_what_is_known():
+    model, origin = make_model(time_components=3), 1.7e9
+    types, times = events(12)
+    stream = EventStream(model, origin=origin)
+    for kind, time in zip(types, times, strict=True):
+        stream.push(kind, origin + time)
+    last = float(times[-1]) + origin
+    gap = model.next_gap(model.outputs(Sequence(types, times))[-1:])
+    following = stream.next()
+    assert (following.last_time, following.at) == (last, last)
+    # A float64 time of today steps by 2e-7 s.
+    np.testing.assert_allclose(following.quantiles([0.1, 0.5]) - last, gap.quantile(np.array([0.1, 0.5])), rtol=1e-4)
+    # Later, with nothing come: what was before is ruled out, and the rest is as likely as it was beside each other.
+    later = stream.next(at=last + 4.0)
+    rest = 1 - gap.cdf(np.array([4.0]))
+    wanted = 1 - 0.5 * rest
+    np.testing.assert_allclose(later.quantiles([0.5]) - last, gap.quantile(wanted), rtol=1e-4)
+    grid = last + np.array([1.0, 4.0, 4.5, 9.0])
+    density = later.density(grid)
+    assert density[:2].tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(density[2:], gap.pdf(grid[2:] - last) / rest, rtol=1e-4)
+    fine = last + 4.0 + np.geomspace(1e-4, 1e7, 20_000)
+    np.testing.assert_allclose(np.trapezoid(later.density(fine), fine), 1.0, atol=0.01)
+    with pytest.raises(ValueError, match=r"at: got .* not before"):
+        stream.next(at=last - 1.0)
+    silent = EventStream(make_model())
+    silent.push(1, 0.0)
+    assert silent.next().gap is None
+    with pytest.raises(ValueError, match="does not say when"):
+        silent.next().quantiles([0.5])
 
 
 def test_files_that_are_no_stream_of_this_model_are_refused(tmp_path):
@@ -134,7 +184,7 @@ def test_a_cleared_stream_begins_anew():
     for kind, time in zip(types, times, strict=True):
         used.push(kind, time)
         fresh.push(kind, time)
-        np.testing.assert_array_equal(used.next(), fresh.next())
+        np.testing.assert_array_equal(used.next().types, fresh.next().types)
 
 
 @pytest.mark.parametrize(
