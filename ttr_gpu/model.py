@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -180,8 +181,13 @@ class TransformerModel:
             loss = type_loss + time_weight * time_loss
         return loss, LossSaved(embedding, blocks, norm, head, time_head, type_loss, time_loss, time_weight)
 
-    def loss_backward(self, dloss: float, saved: LossSaved) -> None:
-        """Adds dloss times the loss's gradient to every parameter's gradient."""
+    def loss_backward(
+        self, dloss: float, saved: LossSaved, block_done: Callable[[int], None] | None = None
+    ) -> None:  # fmt: skip
+        """Adds dloss times the loss's gradient to every parameter's gradient.
+
+        `block_done` is called after each block, from the last to the first: its own gradients have then been added to.
+        """
         dnormed = self.head.loss_backward(dloss, saved.head)
         if self.time_head is not None and saved.time_head is not None:
             of_gaps = self.time_head.loss_backward(dloss * saved.time_weight, saved.time_head)
@@ -191,6 +197,8 @@ class TransformerModel:
             # Taken off the list, so that a block's activations are freed as soon as they have served.
             block = self.blocks[len(saved.blocks) - 1]
             dx = block.backward(dx, restore(block, saved.blocks.pop()))
+            if block_done is not None:
+                block_done(len(saved.blocks))
         self.embedding.backward(dx, saved.embedding)
 
     def evaluate_batch(self, batch: PackedTokens) -> BatchScores:

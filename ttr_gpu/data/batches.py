@@ -38,7 +38,7 @@ class Batch:
         times, target_times: (total,) float64, relative to the data set's origin, in its unit.
         cu_seqlens: (N + 1,) int32: window n is positions cu_seqlens[n] .. cu_seqlens[n + 1].
         sequence_ids: (N,) sequence of each window; starts: (N,) its first token in the split.
-        step, epoch: from 0.
+        step, epoch: from 0; part: of the batch, where several processes share it.
     """
 
     tokens: np.ndarray[Any, Any]
@@ -50,6 +50,62 @@ class Batch:
     starts: np.ndarray[Any, Any]
     step: int
     epoch: int
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the batches of each step are one process's, of several that train together: some of them whole, or,
+    where there are more processes than batches, some windows of one.
+
+    Attributes:
+        rank, size: of the process, from 0, and of all.
+        batches: of a step (train.accumulate), all processes together.
+    """
+
+    rank: int = 0
+    size: int = 1
+    batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batches % self.size and self.size % self.batches:
+            raise UserError(
+                f"train.accumulate: got {self.batches} batches per step for {self.size} processes, expected a multiple "
+                f"or a divisor of {self.size}, such as --set train.accumulate={self.size}"
+            )
+
+    @property
+    def count(self) -> int:
+        """Batches of a step that this process has, whole or in part."""
+        return max(1, self.batches // self.size)
+
+    @property
+    def parts(self) -> int:
+        """Processes that share a batch."""
+        return max(1, self.size // self.batches)
+
+    def part_of(self, step: int) -> int | None:
+        """Which of a batch's parts is this process's; None if none is. Batches count from 0 through all steps."""
+        place = step % self.batches
+        if self.parts == 1:
+            return 0 if place // self.count == self.rank else None
+        return self.rank % self.parts if self.rank // self.parts == place else None
+
+    def windows(self, lengths: Any, part: int) -> Any:
+        """The windows (indices, ascending) of a part of a batch: the longest first, each to the part with the fewest
+        tokens so far. There may be none."""
+        if self.parts == 1:
+            return np.arange(len(lengths))
+        filled, mine = np.zeros(self.parts, np.int64), []
+        for window in np.argsort(-lengths, kind="stable"):
+            least = int(np.argmin(filled))
+            filled[least] += lengths[window]
+            if least == part:
+                mine.append(int(window))
+        return np.array(sorted(mine), np.int64)
+
+
+ALL = Share()
 
 
 @dataclass(frozen=True)
@@ -89,6 +145,7 @@ class TrainingBatches:
         tokens_per_batch: windows are packed whole, in shuffled order, up to this many tokens.
         max_length: inputs of the longest window.
         start_step: the first step wanted: what a run resumes with.
+        share: which of the batches, all of which follow from the same numbers on every process.
 
     Data larger than memory are shuffled in pools: pieces of some million tokens are permuted, and windows within the
     pieces that are in memory together.
@@ -96,11 +153,11 @@ class TrainingBatches:
 
     def __init__(
         self, split: Split, *, fingerprint: str, tokens_per_batch: int, max_length: int, seed: int = 0,
-        start_step: int = 0, pool_tokens: int = _POOL, segment_tokens: int = _SEGMENT,
+        start_step: int = 0, pool_tokens: int = _POOL, segment_tokens: int = _SEGMENT, share: Share = ALL,
     ) -> None:  # fmt: skip
         check_sizes(split, tokens_per_batch, max_length)
         self._split, self._fingerprint, self._seed = split, fingerprint, seed
-        self._budget, self._start = tokens_per_batch, start_step
+        self._budget, self._start, self.share = tokens_per_batch, start_step, share
         self._max_length = max_length
         self._pool_tokens, self._segment_tokens = pool_tokens, segment_tokens
         self._pool: tuple[tuple[int, ...], Any, Any, Any] | None = None
@@ -174,11 +231,13 @@ class TrainingBatches:
                     continue
                 tokens, times, shifts = self._load(segments)
                 for begin, end in pairwise(bounds):
-                    if step >= self._start:
+                    part = self.share.part_of(step)
+                    if step >= self._start and part is not None:
                         chosen = order[begin:end]
+                        chosen = chosen[self.share.windows(windows.length[chosen], part)]
                         first = windows.first[chosen]
                         base = first - shifts[first // self._segment_tokens]
-                        yield _cut(windows, chosen, tokens, times, base, step, epoch)
+                        yield _cut(windows, chosen, tokens, times, base, step, epoch, part)
                     step += 1
             epoch += 1
 
@@ -217,15 +276,17 @@ class TrainingBatches:
 
 
 def evaluation_batches(
-    split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None, limit_tokens: int | None = None
-) -> Iterator[Batch]:
+    split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None,
+    limit_tokens: int | None = None, share: Share = ALL,
+) -> Iterator[Batch]:  # fmt: skip
     """Every predictable token of a split exactly once, in file order.
 
     Args:
         stride: windows advance by this many positions, and only positions that no earlier window scored have a target:
             every token then has at least max_length − stride tokens of its past (where there are so many). Default:
             max_length, windows side by side.
-        limit_tokens: stop after about so many targets.
+        limit_tokens: stop after about so many targets, of all processes together.
+        share: every so many-th batch is this process's.
     """
     check_sizes(split, tokens_per_batch, max_length, whole_batch=False)
     stride = stride or max_length
@@ -239,6 +300,11 @@ def evaluation_batches(
     # What has been read: whole blocks, since a batch is less than what Zarr decompresses for it.
     begins, ends, tokens, times = 0, 0, np.empty(0, np.int32), np.empty(0)
     for step, (begin, end) in enumerate(pairwise(bounds)):
+        if limit_tokens is not None and done >= limit_tokens:
+            return
+        done += int(windows.length[begin:end].sum())
+        if step % share.size != share.rank:
+            continue
         chosen = np.arange(begin, end)
         low = int(reached.first[begin:end].min())
         high = int((reached.first[begin:end] + reached.length[begin:end]).max()) + 1
@@ -250,9 +316,6 @@ def evaluation_batches(
             position = np.arange(len(batch.targets)) - np.repeat(batch.cu_seqlens[:-1], reached.length[chosen])
             batch.targets[position < np.repeat(context[chosen], reached.length[chosen])] = -1
         yield batch
-        done += int(windows.length[begin:end].sum())
-        if limit_tokens is not None and done >= limit_tokens:
-            return
 
 
 def check_sizes(split: Split, tokens_per_batch: int, max_length: int, whole_batch: bool = True) -> None:
@@ -286,16 +349,18 @@ def pack(lengths: Any, budget: int) -> list[int]:
     return bounds
 
 
-def _cut(windows: Windows, chosen: Any, tokens: Any, times: Any, base: Any, step: int, epoch: int) -> Batch:
+def _cut(
+    windows: Windows, chosen: Any, tokens: Any, times: Any, base: Any, step: int, epoch: int, part: int = 0
+) -> Batch:
     """The batch of the chosen windows, which begin at `base` in `tokens`."""
     lengths = windows.length[chosen]
     ends = np.cumsum(lengths)
-    index = np.repeat(base - (ends - lengths), lengths) + np.arange(int(ends[-1]))
+    index = np.repeat(base - (ends - lengths), lengths) + np.arange(int(lengths.sum()))
     sequence = windows.sequence[chosen]
     return Batch(
         tokens=tokens[index], times=times[index], cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
         targets=tokens[index + 1], target_times=times[index + 1], sequence_ids=sequence, starts=windows.first[chosen],
-        step=step, epoch=epoch,
+        step=step, epoch=epoch, part=part,
     )  # fmt: skip
 
 

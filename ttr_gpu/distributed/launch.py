@@ -47,6 +47,17 @@ def detect(environment: Mapping[str, str] = os.environ) -> Launch:
     return Launch("none")
 
 
+def cores_of_process(usable: int) -> int:
+    """How many of the cores that this process may use are its own, of several on one machine.
+
+    Open MPI and Slurm may bind each process to cores of its own, which are then all that it can use; MPICH's mpirun
+    binds none.
+    """
+    launch = detect()
+    bound = launch.launcher != "mpirun of MPICH" and usable < (os.cpu_count() or 1)
+    return usable if bound else max(1, usable // launch.local_size)
+
+
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     """Slurm counts tasks per node as "2(x3),1": the first number is near enough to divide cores by."""
     digits = environment.get(name, "").split(",")[0].split("(")[0]

@@ -8,10 +8,10 @@ import secrets
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..backend import CPU, Backend, choose_backend
 from ..errors import TrainingDiverged, UserError
@@ -24,6 +24,10 @@ Value = TypeVar("Value")
 
 class AgreedError(UserError):
     """An error that every rank has, and so none needs to tell the others."""
+
+
+class OtherRankFailed(Exception):
+    """Another rank is about to say why no rank can go on."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,25 @@ class Session:
                 )
         return value
 
-    def together(self, error: UserError | None) -> None:
-        """Called by every rank, with the UserError it met or None: if one met any, all raise AgreedError with it."""
-        said = exchange(self.communicator, None if error is None else str(error))
+    def together(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns; if it raises a UserError on any rank, all ranks raise AgreedError with its message."""
+        if self.communicator.size == 1:
+            return work()
+        result, problem = None, None
+        try:
+            result = work()
+        except UserError as error:
+            problem = str(error)
+        said = exchange(self.communicator, problem)
         for rank, message in enumerate(said):
             if message is not None:
-                alone = sum(other is not None for other in said) < len(said)
-                raise AgreedError(f"rank {rank}: {message}" if alone else message)
+                raise AgreedError(message if None not in said else f"rank {rank}: {message}")
+        return cast(Value, result)
+
+    def told_by_first(self, work: Callable[[], str]) -> str:
+        """What `work` returns on rank 0, on all; of a UserError all are told likewise."""
+        done = self.together(lambda: work() if self.leads else "")
+        return str(exchange(self.communicator, done)[0])
 
 
 def _difference(one: Any, other: Any, path: str = "") -> str:
@@ -99,6 +115,8 @@ def session(device: str = "auto") -> Iterator[Session]:
         sys.exit(2)
     except BaseException as error:
         assert found.watch is not None
+        if isinstance(error, OtherRankFailed):
+            found.watch.wait_for_end()
         found.watch.fail(*_explained(error))
     _finish(found)
 
@@ -149,15 +167,9 @@ def _open(launch: Launch, device: str) -> Session:
             f"library, {mpi.name}, is not of the same MPI. Use the mpirun that belongs to it "
             f"({sys.prefix}/bin/mpirun), or srun --mpi=pmi2"
         )
-    backend, problem = CPU, None
-    try:
-        backend = choose_backend(device, mpi.local_rank)
-    except UserError as error:
-        problem = error
-    # Nothing but MPI is there yet to bring an error of one rank to the others.
-    alone = Session(mpi, backend)
-    alone.together(problem)
-    alone.agree("--device", backend.name)
+    unwatched = Session(mpi, CPU)
+    backend = unwatched.together(lambda: choose_backend(device, mpi.local_rank))
+    unwatched.agree("--device", backend.name)
     watch = _watch_over(mpi)
     watch.leave = mpi.abort
     watch.start()

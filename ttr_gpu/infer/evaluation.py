@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import to_host
-from ..data.batches import evaluation_batches
+from ..data.batches import Share, evaluation_batches
 from ..data.dataset import Split
+from ..distributed.communicator import LOCAL, Communicator, totals
 from ..model import TransformerModel
 from .gap_figures import GapFigures, GapScorer, in_parts
 from .ranks import ranks, top_shares
@@ -56,16 +57,17 @@ class Evaluation:
 
 def evaluate_split(
     model: TransformerModel, split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None,
-    limit_tokens: int | None = None, stopped: Callable[[], bool] | None = None,
+    limit_tokens: int | None = None, stopped: Callable[[], bool] | None = None, communicator: Communicator = LOCAL,
 ) -> Evaluation:  # fmt: skip
     """Score every target of a split (or the first `limit_tokens`), in windows of `max_length`, without dropout.
 
-    `stopped` is asked before every batch whether to leave the rest out.
+    `stopped` is asked before every batch whether to leave the rest out. Ranks share the batches and add up what they
+    found: the result is the same on all, and to rounding that of one process.
     """
     nats, time_nats, right, count = 0.0, 0.0, 0, 0
     for batch in evaluation_batches(
         split, tokens_per_batch=max(tokens_per_batch, max_length), max_length=max_length, stride=stride,
-        limit_tokens=limit_tokens,
+        limit_tokens=limit_tokens, share=Share(communicator.rank, communicator.size, communicator.size),
     ):  # fmt: skip
         if stopped is not None and stopped():
             break
@@ -76,6 +78,8 @@ def evaluate_split(
             time_nats += float(scores.time_losses.sum(dtype=np.float64))
         right += int(scores.correct[batch.targets >= 0].sum())
         count += int((batch.targets >= 0).sum())
+    nats, time_nats, *counted = totals(communicator, nats, time_nats, right, count)
+    right, count = (int(value) for value in counted)
     whole = count == split.token_count - split.sequences
     bits = nats / math.log(2) / split.bytes if split.bytes and whole else None
     time_nll = None if model.time_head is None else time_nats / max(count, 1)

@@ -68,6 +68,9 @@ class TrainConfig(BaseModel):
     spike_threshold: float = Field(
         default=8.0, ge=0, description="deviations of a loss or gradient norm that is reported with its batch; 0: never"
     )
+    compare_every: int = Field(
+        default=100, ge=1, description="steps after which several processes compare checksums of their weights"
+    )
     patience: int = Field(default=5, ge=0, description="evaluations without improvement before stopping; 0: never")
 
 

@@ -111,6 +111,22 @@ class RunLog:
         self._board.close()
 
 
+class NoLog:
+    """In place of a RunLog on the ranks that do not write."""
+
+    def line(self, text: str) -> None:
+        pass
+
+    def record(self, kind: str, **values: object) -> None:
+        pass
+
+    def step(self, metrics: StepMetrics) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def duration(seconds: float) -> str:
     """ "0:42", "12:05" or "3:04:05"."""
     whole = round(seconds)

@@ -14,6 +14,7 @@ from ttr_kernels.matmul import matmul
 from ..backend import CPU, Backend
 from ..data.batches import Batch
 from ..data.dataset import Dataset, Split
+from ..distributed.communicator import LOCAL, Communicator
 from ..errors import UserError
 from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
@@ -70,7 +71,7 @@ class Plan:
 
 def make_plan(
     config: RunConfig, model: TransformerModel, dataset: Dataset, split: Split, batches_per_epoch: int, *,
-    program: int, data: int,
+    program: int, data: int, communicator: Communicator = LOCAL,
 ) -> Plan:  # fmt: skip
     """Resolve the numbers of steps, measure the device's matrix product, and a step if there is memory for it.
 
@@ -91,7 +92,8 @@ def make_plan(
         # The plan is right within a tenth (see tests/ttr_gpu/test_recompute.py).
         model.arena.reserve(memory.activations * 11 // 10)
     seconds = _step_seconds(model, config, config.recompute, peak, measure=fits)
-    step, tokens = train.accumulate * seconds, train.tokens_per_batch * train.accumulate
+    ranks = communicator.size
+    step, tokens = train.accumulate * seconds / ranks, train.tokens_per_batch * train.accumulate
     shape = config.model
     parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in memory.parts().items())
     recomputed = "" if train.recompute == "none" else f", recomputing {train.recompute}"
@@ -111,6 +113,11 @@ def make_plan(
         f"{peak / 1e9:,.0f} GFLOP/s",
         f"time       about {duration(step * total)} ({step:.3f} s per step, without evaluations)",
     ]
+    if ranks > 1:
+        own = f"{train.accumulate // ranks or 1} of {train.accumulate}" if train.accumulate >= ranks else (
+            f"a part, 1 of {ranks // train.accumulate}, of one of {train.accumulate}"
+        )  # fmt: skip
+        lines.insert(5, f"processes  {ranks} through {communicator.name}; each computes {own} batches of a step")
     return Plan(
         total, per_epoch, warmup, every, train.checkpoint_every or every, peak, batch, seconds, memory, free, lines
     )

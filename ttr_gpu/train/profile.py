@@ -16,6 +16,7 @@ from ttr_kernels.attention import AttentionSaved
 from ttr_kernels.common.profiling import Call, Profiler, profiled
 
 from ..backend import Backend
+from ..distributed.communicator import Span
 
 # Steps before the profile, which compile and fill caches, and steps in it.
 _SKIPPED, _PROFILED = 3, 5
@@ -54,6 +55,7 @@ class StepProfile:
         self._seen = 0
         self._steps: list[tuple[float, float]] = []
         self._calls: list[tuple[Call, float]] = []
+        self._spans: list[Span] = []
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -69,6 +71,11 @@ class StepProfile:
         self._take(profiler)
         if len(self._steps) == _PROFILED:
             self._write()
+
+    def add_spans(self, spans: list[Span]) -> None:
+        """What was communicated in the background of a step; kept if the step is one of those profiled."""
+        if _SKIPPED < self._seen <= _SKIPPED + _PROFILED:
+            self._spans += spans
 
     def finish(self) -> None:
         """The run has ended: what was profiled of it is written if that has not happened."""
@@ -124,6 +131,10 @@ class StepProfile:
             _event(call.name, call.begin - start, call.seconds, {"shapes": str(call.shapes), "bytes": call.bytes})
             for call, _ in self._calls
         ]
+        events += [
+            _event(span.name, span.begin - start, span.end - span.begin, {"bytes": span.bytes}, thread=1)
+            for span in self._spans
+        ]
         (self.folder / "trace.json").write_text(json.dumps({"traceEvents": events}))
         for line in lines:
             self._echo(line)
@@ -172,9 +183,9 @@ def _pairs(saved: AttentionSaved) -> float:
     return float(total * saved.q.shape[-2])
 
 
-def _event(name: str, begin: float, seconds: float, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A complete event of the Trace Event Format, in microseconds."""
+def _event(name: str, begin: float, seconds: float, arguments: dict[str, Any], thread: int = 0) -> dict[str, Any]:
+    """A complete event of the Trace Event Format, in microseconds; thread 1 is what runs in the background."""
     return {
-        "name": name, "ph": "X", "ts": round(1e6 * begin, 3), "dur": round(1e6 * seconds, 3), "pid": 0, "tid": 0,
+        "name": name, "ph": "X", "ts": round(1e6 * begin, 3), "dur": round(1e6 * seconds, 3), "pid": 0, "tid": thread,
         "args": arguments,
     }  # fmt: skip

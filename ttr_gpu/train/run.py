@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..backend import choose_backend
 from ..data.batches import TrainingBatches
 from ..data.dataset import Dataset, open_dataset
+from ..distributed.session import Session, session
+from ..distributed.weights import broadcast_weights
 from ..errors import UserError
 from ..infer.floors import Floor, lowest
 from ..infer.report import compare, floors
@@ -50,43 +53,79 @@ class RunOptions:
 def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
     """Train, test the best checkpoint beside its floor, draw the plot, and say where everything is.
 
+    Started by mpirun or srun, the processes train one model together; the first of them prints and writes.
+
     Raises UserError for bad input, TrainingDiverged for a loss that is not finite.
     """
-    backend = choose_backend(options.device)
+    with session(options.device) as ranks:
+        return _train(options, ranks, echo if ranks.leads else lambda _: None)
+
+
+def _train(options: RunOptions, ranks: Session, echo: Callable[[str], None]) -> Outcome:
     keep_freed_memory()
-    dataset = open_dataset(options.data)
-    described = describe(dataset)
-    checkpoint = _resumed(options, dataset, echo) if options.resume else None
-    if checkpoint is None:
-        config, folder = _new_config(options, dataset), None
-    else:
-        check_same_data(checkpoint, described, options.data)
-        changed = [text for text in options.assignments if not text.strip().startswith("train.")]
-        if changed or options.config:
-            raise UserError(f"--resume: cannot change {changed[0] if changed else '--config'}; only train.* may change")
-        config = override(checkpoint.config.model_dump(), list(options.assignments))
-        _check_resumable(checkpoint.config, config)
-        folder = checkpoint.path.parent.parent
-    prepared = folder or _new_folder(options)
+    prepared = ranks.together(lambda: _prepare(options, echo))
+    ranks.agree("the run", prepared.described())
+    new = prepared.checkpoint is None
+    # The others do not ask whether the folder is there yet: the first one makes it.
+    folder = Path(ranks.told_by_first(lambda: str(_new_folder(options) if new else prepared.folder)))
     try:
         trainer = Trainer(
-            config, dataset, prepared, described, backend=backend, echo=echo, log_every=options.log_every,
-            resume=checkpoint, memory_limit=options.memory_limit, profile=options.profile,
+            prepared.config, prepared.dataset, folder, prepared.data, backend=ranks.backend, echo=echo,
+            log_every=options.log_every, resume=prepared.checkpoint, memory_limit=options.memory_limit,
+            profile=options.profile, communicator=ranks.communicator,
         )  # fmt: skip
     except BaseException:
-        if folder is None:
-            _remove_empty(prepared)
+        if new and ranks.leads:
+            _remove_empty(folder)
         raise
-    _write_config(prepared, trainer.config, described)
-    if checkpoint is not None:
-        echo(f"resuming {prepared} after step {trainer.progress.step}")
+    if ranks.leads:
+        _write_config(folder, trainer.config, prepared.data)
+    if not new:
+        echo(f"resuming {folder} after step {trainer.progress.step}")
     outcome = trainer.run()
     if outcome.signal_number is not None:
         echo(f"{outcome.reason}: stopped after step {outcome.progress.step} of {trainer.plan.total_steps}, saved")
-        echo(f"to go on: ttr-gpu train {options.data} --resume {prepared}")
+        echo(f"to go on: ttr-gpu train {options.data} --resume {folder}")
         return outcome
-    _summarise(trainer, dataset, prepared, outcome, echo)
+    _summarise(trainer, prepared.dataset, folder, outcome, echo)
     return outcome
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run is made of, before anything is written."""
+
+    dataset: Dataset
+    data: dict[str, Any]
+    config: RunConfig
+    checkpoint: Checkpoint | None
+
+    @property
+    def folder(self) -> Path:
+        """Of the run that goes on."""
+        assert self.checkpoint is not None
+        return self.checkpoint.path.parent.parent
+
+    def described(self) -> dict[str, Any]:
+        """What must be the same for all processes that train together."""
+        step = None if self.checkpoint is None else self.checkpoint.state["step"]
+        data = {name: value for name, value in self.data.items() if name != "path"}
+        return {"release": __version__, **self.config.model_dump(), "data": data, "checkpoint": {"step": step}}
+
+
+def _prepare(options: RunOptions, echo: Callable[[str], None]) -> _Prepared:
+    dataset = open_dataset(options.data)
+    data = describe(dataset)
+    checkpoint = _resumed(options, dataset, echo) if options.resume else None
+    if checkpoint is None:
+        return _Prepared(dataset, data, _new_config(options, dataset), None)
+    check_same_data(checkpoint, data, options.data)
+    changed = [text for text in options.assignments if not text.strip().startswith("train.")]
+    if changed or options.config:
+        raise UserError(f"--resume: cannot change {changed[0] if changed else '--config'}; only train.* may change")
+    config = override(checkpoint.config.model_dump(), list(options.assignments))
+    _check_resumable(checkpoint.config, config)
+    return _Prepared(dataset, data, config, checkpoint)
 
 
 def show_plan(options: RunOptions, echo: Callable[[str], None]) -> None:
@@ -147,7 +186,18 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcome, echo: Callable[[str], None]) -> None:
-    progress = outcome.progress
+    progress, leads = outcome.progress, trainer.leads
+    tested = None
+    if "test" in dataset.splits:
+        # Where it may be that only the first process has the folder, only that one reads.
+        if leads:
+            best = find_checkpoint(folder, best=True)
+            if best.name != f"step-{progress.step:08d}" or trainer.averages is not None:
+                open_checkpoint(best).restore_weights(trainer.model)
+        broadcast_weights(trainer.communicator, trainer.model)
+        tested = trainer.evaluate("test")
+    if not leads:
+        return
     best = find_checkpoint(folder, best=True)
     lines = [
         "",
@@ -158,12 +208,9 @@ def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcom
         per = "token" if dataset.kind == "text" else "event"
         lines.append(f"validation  {progress.best_loss:.4f} nats per {per} at step {progress.best_step}, the best")
     beside: list[Floor] = []
-    if "test" in dataset.splits:
-        if best.name != f"step-{progress.step:08d}" or trainer.averages is not None:
-            open_checkpoint(best).restore_weights(trainer.model)
-        result = trainer.evaluate("test")
+    if tested is not None:
         beside = floors(dataset, "test", trainer.config.model)
-        lines += compare(result, beside, trainer.config.model, dataset.time_unit_seconds)
+        lines += compare(tested, beside, trainer.config.model, dataset.time_unit_seconds)
     picture = plot_run(folder, _floor_of_loss(trainer.config, beside))
     lines += [f"run         {folder}", f"plot        {picture}", f"best        {best}"]
     lines.append(f"again       ttr-gpu eval {folder} {dataset.path}")

@@ -17,8 +17,12 @@ import numpy as np
 from ttr_kernels.common.arrays import empty
 
 from ..backend import Backend
-from ..data.batches import Batch, TrainingBatches, check_sizes
+from ..data.batches import Batch, Share, TrainingBatches, check_sizes
 from ..data.dataset import Dataset
+from ..distributed.communicator import LOCAL, Communicator, exchange, totals
+from ..distributed.gradients import GradientSum
+from ..distributed.session import OtherRankFailed
+from ..distributed.weights import broadcast_weights, check_equal
 from ..errors import TrainingDiverged, UserError
 from ..infer.evaluation import Evaluation, evaluate_split
 from ..model import TransformerModel
@@ -27,7 +31,7 @@ from .averages import Averages
 from .checkpoint import Checkpoint, clear_leftovers, prune, save_checkpoint
 from .config import RunConfig
 from .loss_scale import LossScale
-from .metrics import RunLog, StepMetrics, read_metrics
+from .metrics import NoLog, RunLog, StepMetrics, read_metrics
 from .optimizer import Optimizer
 from .plan import Plan, fitted, loaded_program, make_plan
 from .profile import StepProfile
@@ -60,14 +64,16 @@ class Trainer:
         resume: a checkpoint to go on from.
         memory_limit: bytes that the run may take: `config.train.recompute` becomes the cheapest policy that does.
         profile: time the operations of a few steps.
+        communicator: the ranks that train together. Rank 0 alone prints and writes.
     """
 
     def __init__(
         self, config: RunConfig, dataset: Dataset, folder: Path, described: dict[str, object], *,
         backend: Backend, echo: Callable[[str], None], log_every: int = 1, resume: Checkpoint | None = None,
-        memory_limit: int | None = None, profile: bool = False,
+        memory_limit: int | None = None, profile: bool = False, communicator: Communicator = LOCAL,
     ) -> None:  # fmt: skip
         self.dataset, self.folder, self.described = dataset, folder, described
+        self.communicator, self.leads = communicator, communicator.rank == 0
         self.split = dataset.split("train")
         self.validation = dataset.split("validation") if "validation" in dataset.splits else None
         train = config.train
@@ -82,13 +88,16 @@ class Trainer:
         if config.model.precision == "float16":
             self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)
         self._received: list[int] = []
+        self._signal = 0  # that all ranks act on
         if resume is not None:
-            clear_leftovers(folder / "checkpoints")
+            if self.leads:
+                clear_leftovers(folder / "checkpoints")
             resume.restore(self.optimizer, self.averages)
             self.progress = Progress.of(resume.state)
         self.batches = TrainingBatches(
             self.split, fingerprint=dataset.fingerprint, tokens_per_batch=train.tokens_per_batch,
             max_length=train.max_length, seed=train.seed, start_step=self.progress.step * train.accumulate,
+            share=Share(communicator.rank, communicator.size, train.accumulate),
         )  # fmt: skip
         try:
             if memory_limit is not None:
@@ -96,17 +105,23 @@ class Trainer:
             self.config = config
             self.plan: Plan = make_plan(
                 config, self.model, dataset, self.split, self.batches.steps_per_epoch, program=program,
-                data=self.batches.memory,
+                data=self.batches.memory, communicator=communicator,
             )  # fmt: skip
             self.plan.check_memory()
-            self.log = RunLog(
-                folder, self.plan.total_steps, self.plan.peak, echo, log_every, first_step=self.progress.step + 1
-            )
-            self.profile = StepProfile(folder, backend, self.plan.peak, self.log.line) if profile else None
             self.spikes = SpikeDetector(train.spike_threshold)
             for record in read_metrics(folder):
-                if record["kind"] == "step":
+                if record["kind"] == "step" and record["step"] <= self.progress.step:
                     self.spikes.look(record["loss"], record["gradient_norm"])
+            # Rank 0 cuts off what others may be reading here.
+            communicator.barrier()
+            peak, first = self.plan.peak, self.progress.step + 1
+            self.log = (
+                RunLog(folder, self.plan.total_steps, peak * communicator.size, echo, log_every, first_step=first)
+                if self.leads else NoLog()
+            )  # fmt: skip
+            self.profile = StepProfile(folder, backend, peak, self.log.line) if profile and self.leads else None
+            self._sum = GradientSum(self.model, communicator) if communicator.size > 1 else None
+            broadcast_weights(communicator, self.model)
         except BaseException:
             self.batches.close()
             raise
@@ -122,12 +137,13 @@ class Trainer:
                     with self.model.arena.step(), self.profile.step() if self.profile is not None else nullcontext():
                         self._step()
             self._save()
+            self._look_for_signal()
             if self.profile is not None:
                 self.profile.finish()
         finally:
             self.batches.close()
             self.log.close()
-        return Outcome(reason, self.progress, received[0] if received else None)
+        return Outcome(reason, self.progress, self._signal or None)
 
     def _reason_to_stop(self) -> str | None:
         """What is due after a step, and whether that was the last one.
@@ -144,13 +160,21 @@ class Trainer:
             return "early"
         if progress.step and progress.step % plan.checkpoint_every == 0:
             self._save()
-        if self._received:
-            return signal.Signals(self._received[0]).name
+        if self._look_for_signal():
+            return signal.Signals(self._signal).name
         return "finished" if last else None
+
+    def _look_for_signal(self) -> int:
+        """The signal that any rank has received, and on which all act; 0 if there is none."""
+        received = self._received[0] if self._received else 0
+        if self.communicator.size > 1:
+            received = int(self.communicator.all_gather(np.array([received])).max())
+        self._signal = received
+        return received
 
     def _step(self) -> None:
         begin = time.perf_counter()
-        batches = list(islice(self.batches, self.config.train.accumulate))
+        batches = list(islice(self.batches, self.batches.share.count))
         waited = time.perf_counter() - begin
         train, progress, model, scaling = self.config.train, self.progress, self.model, self.progress.loss_scale
         step, scale = progress.step + 1, scaling.value
@@ -170,15 +194,20 @@ class Trainer:
             self.optimizer.update(updates, rate, norm * scale, 1.0 / scale)
             if self.averages is not None:
                 self.averages.update(updates)
+            if step % train.compare_every == 0:
+                check_equal(self.communicator, model, step)
         elif not scaling.overflowed():
             self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
         seconds = time.perf_counter() - begin
-        tokens = sum(len(batch.tokens) for batch in batches)
+        tokens, flops = totals(
+            self.communicator, sum(len(batch.tokens) for batch in batches), sum(model.flops(batch) for batch in batches)
+        )
+        tokens = int(tokens)
         progress.step, progress.tokens = step, progress.tokens + tokens
         progress.seconds += seconds
         metrics = StepMetrics(
             step=step, loss=loss, lr=rate, gradient_norm=norm if finite else None, tokens=tokens, seconds=seconds,
-            wait_seconds=waited, flops=sum(model.flops(batch) for batch in batches),
+            wait_seconds=waited, flops=flops,
             memory=model.backend.used_bytes(), loss_scale=scale if scaling.dynamic else None, skipped=scaling.skipped,
             type_loss=type_loss, time_loss=time_loss,
         )  # fmt: skip
@@ -190,34 +219,55 @@ class Trainer:
         """Forward and backward of a step; its loss (of types and times also each), and the norm of its
         gradients, which are kept times `scale`."""
         train, model = self.config.train, self.model
-        counts = [np.count_nonzero(np.greater_equal(b.targets, 0, out=empty(len(b.targets), bool))) for b in batches]
-        count = max(sum(counts), 1)
+        counts = [
+            int(np.count_nonzero(np.greater_equal(b.targets, 0, out=empty(len(b.targets), bool)))) for b in batches
+        ]
+        count = max(int(totals(self.communicator, sum(counts))[0]), 1)
         model.zero_gradients()
-        losses: list[tuple[tuple[Any, Any, Any], Batch, DropoutKey]] = []
-        for index, (batch, targets) in enumerate(zip(batches, counts, strict=True)):
-            key = DropoutKey(train.seed, (step - 1) * train.accumulate + index + 1)
+        losses: list[tuple[tuple[Any, Any, Any], int, Batch]] = []
+        for batch, targets in zip(batches, counts, strict=True):
+            if not targets:
+                continue  # more processes than the batch has windows
+            # A mask depends on the batch alone, whichever process computes it.
+            key = DropoutKey(train.seed, batch.step + 1, batch.part)
             loss, saved = model.loss_forward(
                 batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, time_weight=train.time_weight,
                 gradient_scale=scale, recompute=self.config.recompute,
             )  # fmt: skip
             # Batches weigh by their targets, so that several equal one large batch.
-            model.loss_backward(scale * targets / count, saved)
-            losses.append(((loss, saved.type_loss, saved.time_loss), batch, key))
+            ready = self._sum.block_done if self._sum is not None and batch is batches[-1] else None
+            model.loss_backward(scale * targets / count, saved, ready)
+            losses.append(((loss, saved.type_loss, saved.time_loss), targets, batch))
             del saved  # or the next batch's forward would find its memory taken
+        if self._sum is not None:
+            spans = self._sum.finish()
+            if self.profile is not None:
+                self.profile.add_spans(spans)
         norm = self.optimizer.gradient_norm() / scale
         # Looked at only now: on a GPU the first look waits for all the work before it.
-        for (loss, _, _), batch, key in losses:
-            if not math.isfinite(float(loss)):
-                self._diverged(step, f"the loss is {float(loss)}", batch, key)
+        sums = [sum(float(each[0][part]) * each[1] for each in losses) for part in range(3 if self._joint else 1)]
+        means = [total / count for total in totals(self.communicator, *sums)]
+        if not math.isfinite(means[0]):
+            self._find_diverged(step, [(float(each[0][0]), each[2]) for each in losses])
+        return (means[0], means[1], means[2]) if self._joint else (means[0], None, None), norm
 
-        def mean(part: int) -> float:
-            return sum(float(each[0][part]) * targets for each, targets in zip(losses, counts, strict=True)) / count
-
-        return (mean(0), mean(1), mean(2)) if self._joint else (mean(0), None, None), norm
+    def _find_diverged(self, step: int, losses: list[tuple[float, Batch]]) -> None:
+        """The first rank with a batch whose loss is not finite says so."""
+        bad = [(loss, batch) for loss, batch in losses if not math.isfinite(loss)]
+        ranks = [rank for rank, found in enumerate(exchange(self.communicator, bool(bad))) if found]
+        if ranks[:1] == [self.communicator.rank]:
+            loss, batch = bad[0]
+            key = DropoutKey(self.config.train.seed, batch.step + 1, batch.part)
+            self._diverged(step, f"the loss is {loss}", batch, key)
+        if ranks:
+            raise OtherRankFailed
 
     def _report(self, step: int, spike: Spike, batches: list[Batch]) -> None:
         """Name the sequences of a step that stood out, those of the highest loss first."""
-        sequences, losses = worst_sequences(self.model, batches)
+        own = worst_sequences(self.model, [batch for batch in batches if len(batch.tokens)])
+        found = exchange(self.communicator, list(zip(*own, strict=True)))
+        pairs = sorted((pair for pairs in found for pair in pairs), key=lambda pair: -pair[1])
+        sequences, losses = [sequence for sequence, _ in pairs], [loss for _, loss in pairs]
         self.log.record(
             "spike", step=step, what=spike.what, value=spike.value, median=spike.median, sequences=sequences,
             losses=losses,
@@ -234,6 +284,7 @@ class Trainer:
         return evaluate_split(
             self.model, self.dataset.split(split_name), tokens_per_batch=train.tokens_per_batch,
             max_length=train.max_length, limit_tokens=limit_tokens, stopped=lambda: bool(self._received),
+            communicator=self.communicator,
         )  # fmt: skip
 
     def _validate(self) -> bool:
@@ -247,7 +298,7 @@ class Trainer:
             # What is kept in the end, and so decides which step is the best.
             with self.averages.in_model():
                 result = self.evaluate("validation", limit)
-        if self._received:
+        if self._look_for_signal():
             # Cut short, and so no measure: a Ctrl-C need not wait for a long evaluation.
             return False
         progress.evaluated_step = progress.step
@@ -282,6 +333,9 @@ class Trainer:
     def _save(self) -> None:
         progress = self.progress
         if progress.saved_step == progress.step:
+            return
+        if not self.leads:
+            progress.saved_step = progress.step
             return
         folder = self.folder / "checkpoints"
         save_checkpoint(folder, self.config, self.described, progress.state(), self.optimizer, self.averages)

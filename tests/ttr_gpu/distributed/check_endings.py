@@ -8,6 +8,12 @@ import time
 from ttr_gpu.distributed.session import AgreedError, session
 from ttr_gpu.errors import TrainingDiverged, UserError
 
+
+def work():
+    if who in (rank, -1):
+        raise UserError("data.zarr: no such data set")
+
+
 how, who = sys.argv[1], int(sys.argv[2])
 try:
     with session("cpu") as run:
@@ -16,7 +22,7 @@ try:
         if how == "agree":
             run.agree("configuration", {"model": {"width": 8}, "train": {"lr": 0.5 if rank == who else 0.25}})
         if how == "together":
-            run.together(UserError("data.zarr: no such data set") if rank == who or who < 0 else None)
+            run.together(work)
         if rank == who:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

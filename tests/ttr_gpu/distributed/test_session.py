@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -85,6 +86,30 @@ def test_an_error_that_some_or_all_ranks_meet_is_said_once(who, said):
     assert code == 2
     (line,) = out.splitlines()
     assert line.startswith(f"agreed: {said}")
+
+
+def test_without_mpi4py_nothing_is_trained_n_times():
+    program = (
+        "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'mpi4py' else f(n, *a);"
+        "from ttr_cli.main import main; main(['train', 'no.zarr'])"
+    )
+    code, _, err = mpirun("-c", program)
+    assert code == 2
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, err
+    assert "started 2 processes, but mpi4py" in errors[0]
+    assert "pip install 'ttr-gpu[mpi]'" in errors[0]
+
+
+def test_a_library_of_another_mpi_is_found_out():
+    # As if Open MPI's mpirun had started two, each of which MPICH takes for the only one.
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "ttr_cli.main", "train", "no.zarr"], capture_output=True, text=True, timeout=60,
+        env=environ(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0"),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "for mpi4py this is one of 1" in done.stderr
 
 
 class Left(BaseException):
