@@ -22,26 +22,30 @@ def info(keys: bool, distributed: bool) -> None:
     from ttr_gpu.backend import choose_backend, gpu_facts
     from ttr_kernels.common.compilation import cache_directory
     from ttr_kernels.common.parallel import available_cores, blas_versions, get_threads
+    from ttr_kernels.matmul.onednn import why_not_bfloat16
 
     for name in ("ttr-gpu", "numpy", "numba", "ml_dtypes", "zarr", "tokenizers", "safetensors", "cupy-cuda13x",
-                 "nvmath-python", "numba-cuda"):  # fmt: skip
+                 "nvmath-python", "numba-cuda", "onednn-cpu-gomp"):  # fmt: skip
         try:
-            click.echo(f"{name:<14} {version(name)}")
+            click.echo(f"{name:<16} {version(name)}")
         except PackageNotFoundError:
-            click.echo(f"{name:<14} not installed")
-    click.echo(f"{'python':<14} {platform.python_version()} on {platform.platform()}")
-    click.echo(f"{'processor':<14} {_processor()}, {available_cores()} cores usable")
-    click.echo(f"{'threads':<14} {get_threads()} for kernels and matrix products (train --threads)")
+            click.echo(f"{name:<16} not installed")
+    click.echo(f"{'python':<16} {platform.python_version()} on {platform.platform()}")
+    click.echo(f"{'processor':<16} {_processor()}, {available_cores()} cores usable")
+    click.echo(f"{'threads':<16} {get_threads()} for kernels and matrix products (train --threads)")
     for line in blas_versions():
-        click.echo(f"{'blas':<14} {line}")
+        click.echo(f"{'blas':<16} {line}")
+    reason = why_not_bfloat16()
+    multiplied = "in bfloat16, by oneDNN" if reason is None else f"in float32 ({reason})"
+    click.echo(f"{'bfloat16':<16} matrix products {multiplied}")
     cache = cache_directory()
     compiled = "compiled" if cache is not None and any(cache.rglob("*.nbc")) else "not compiled yet"
-    click.echo(f"{'kernel cache':<14} {cache or 'none: no folder can be written; set TTR_CACHE_DIR'} ({compiled})")
+    click.echo(f"{'kernel cache':<16} {cache or 'none: no folder can be written; set TTR_CACHE_DIR'} ({compiled})")
     backend = choose_backend()
     if backend.name == "gpu":
         for name, value in gpu_facts(backend).items():
-            click.echo(f"{name:<14} {value}")
-    click.echo(f"{'device':<14} {backend.device}")
+            click.echo(f"{name:<16} {value}")
+    click.echo(f"{'device':<16} {backend.device}")
 
 
 def _print_distributed() -> None:

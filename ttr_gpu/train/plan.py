@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ttr_kernels.common.arrays import BFLOAT16
 from ttr_kernels.common.parallel import get_threads
 from ttr_kernels.matmul import matmul
+from ttr_kernels.matmul.onednn import why_not_bfloat16
 
 from ..backend import CPU, Backend
 from ..data.batches import Batch
@@ -85,7 +87,7 @@ def make_plan(
     every = train.evaluate_every or max(1, min(per_epoch, total // 10))
     backend = model.backend
     memory, free = step_memory(model, config, config.recompute, program=program, data=data), backend.free_bytes()
-    peak = measure_gemm_peak(backend, dtype=model.precision.compute if backend.name == "gpu" else np.float32)
+    peak = measure_gemm_peak(backend, dtype=_multiplied_dtype(model))
     batch = full_batch(config)
     fits = not free or memory.total - program <= free
     if fits:
@@ -151,12 +153,22 @@ def loaded_program(config: RunConfig, backend: Backend) -> int:
     return backend.used_bytes()
 
 
+def _multiplied_dtype(model: TransformerModel) -> Any:
+    """What matrices are multiplied in: on a CPU, 16-bit floats may be no more than how they are stored."""
+    compute = model.precision.compute
+    if model.backend.name == "gpu" or (compute == BFLOAT16 and why_not_bfloat16() is None):
+        return compute
+    return np.dtype(np.float32)
+
+
 def _products(model: TransformerModel) -> str:
-    """What multiplies matrices: on a CPU, 16-bit floats are how weights and activations are stored."""
-    name = model.precision.name
+    name, multiplied = model.precision.name, _multiplied_dtype(model).name
     if name == "float32":
         return "matrix product"
-    return f"{name} matrix product" if model.backend.name == "gpu" else f"{name} storage, float32 matrix product"
+    if name == multiplied:
+        return f"{name} matrix product"
+    reason = f" ({why_not_bfloat16()})" if name == "bfloat16" else ""
+    return f"{name} storage, float32 matrix product{reason}"
 
 
 def measure_gemm_peak(backend: Backend = CPU, dtype: Any = np.float32, repeats: int = 8) -> float:

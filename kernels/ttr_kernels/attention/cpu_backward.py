@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..common.compilation import jit
-from ..common.storage import load, store
-from ..common.tile_multiply import PAD, maximum, multiply
+from ..common.compilation import jit, jit_exact
+from ..common.storage import load
+from ..common.tile_multiply import PAD, multiply
 from ..common.vector_math import exp_of_nonpositive, log1p_of_nonnegative
-from .cpu_tile import LINEAR, NO_BIAS, draw_factors, fetch, mask_row, transpose, visible_keys
+from .cpu_tile import LINEAR, NO_BIAS, draw_factors, fetch, mask_row, scaled_ages, store_row, transpose, visible_keys
 
 BACKWARD_QUERIES = 64
 BACKWARD_KEYS = 64
@@ -26,14 +26,19 @@ def backward_floats(width: int) -> int:
 @jit
 def row_dots(dout: Any, out: Any, heads: int, dim: int, dots: Any, begin: int, end: int) -> None:
     """dots[row, head] = dout · out: the sum over keys of P · dP."""
+    a, a_stride, b, b_stride = dout.flat, dout.stride, out.flat, out.stride
     for row in range(begin, end):
         for head in range(heads):
-            total = _ZERO
-            for d in range(dim):
-                total += load(dout.flat, row * dout.stride + head * dim + d) * load(
-                    out.flat, row * out.stride + head * dim + d
-                )
-            dots[row, head] = total
+            dots[row, head] = _dot(a, row * a_stride + head * dim, b, row * b_stride + head * dim, dim)
+
+
+@jit_exact
+def _dot(a: Any, a_at: int, b: Any, b_at: int, dim: int) -> Any:
+    # Summed in the order of `multiply`: where one key has all the weight, dP − D is 0 to the bit.
+    total = _ZERO
+    for d in range(dim):
+        total += load(a, a_at + d) * load(b, b_at + d)
+    return total
 
 
 @jit
@@ -48,6 +53,7 @@ def backward_units(
     halves = np.empty((2, BACKWARD_KEYS // 4), np.uint64)
     factors = np.ones(BACKWARD_KEYS, np.float32)
     tile_times = np.zeros(BACKWARD_KEYS, np.float64)
+    ages = np.empty(BACKWARD_KEYS, np.float32)
     tile_floats = BACKWARD_QUERIES * BACKWARD_KEYS
     block_floats = BACKWARD_KEYS * width
     weights_at = 0
@@ -61,6 +67,8 @@ def backward_units(
     queries_at = dv_at + block_floats
     dout_at = queries_at + BACKWARD_QUERIES * width
     dq_at = dout_at + BACKWARD_QUERIES * width
+    rows_of_dq = partial_dq.shape[1]
+    flat_dq = partial_dq.reshape(-1)
 
     for unit in range(begin, end):
         sequence, kv_head, split = units[unit, 0], units[unit, 1], units[unit, 2]
@@ -70,8 +78,8 @@ def backward_units(
         for tile_key in range(split * BACKWARD_KEYS, key_length, splits * BACKWARD_KEYS):
             keys = min(BACKWARD_KEYS, key_length - tile_key)
             keys_padded = (keys + PAD - 1) // PAD * PAD
-            fetch(scratch, keys_at, width, k, key_row + tile_key, keys, kv_head, dim, _ONE)
-            fetch(scratch, values_at, width, v, key_row + tile_key, keys, kv_head, dim, _ONE)
+            fetch(scratch, keys_at, width, k.flat, k.stride, key_row + tile_key, keys, kv_head, dim, _ONE)
+            fetch(scratch, values_at, width, v.flat, v.stride, key_row + tile_key, keys, kv_head, dim, _ONE)
             transpose(scratch, keys_transposed_at, scratch, keys_at, keys_padded, width, BACKWARD_KEYS)
             transpose(scratch, values_transposed_at, scratch, values_at, keys_padded, width, BACKWARD_KEYS)
             for i in range(2 * block_floats):
@@ -87,8 +95,9 @@ def backward_units(
                 queries_padded = (queries + 7) // 8 * 8
                 for g in range(group):
                     head = kv_head * group + g
-                    fetch(scratch, queries_at, width, q, query_row + i0, queries, head, dim, options.scale)
-                    fetch(scratch, dout_at, width, dout, query_row + i0, queries, head, dim, _ONE)
+                    row = query_row + i0
+                    fetch(scratch, queries_at, width, q.flat, q.stride, row, queries, head, dim, options.scale)
+                    fetch(scratch, dout_at, width, dout.flat, dout.stride, row, queries, head, dim, _ONE)
                     multiply(
                         scratch, weights_at, BACKWARD_KEYS, scratch, queries_at, width, 1,
                         scratch, keys_transposed_at, BACKWARD_KEYS, queries_padded, keys_padded, width, False,
@@ -116,10 +125,11 @@ def backward_units(
                                     log_normalizer[query_row + query, head], dots[query_row + query, head], factors,
                                 )  # fmt: skip
                             else:
+                                scaled_ages(ages, times[query_row + query], tile_times, 0, columns, tau[head])
                                 for_rate, for_tau = _gradient_row_with_bias(
                                     scratch, weight_row, grad_row, columns,
                                     log_normalizer[query_row + query, head], dots[query_row + query, head], factors,
-                                    options.bias, times[query_row + query], tile_times, rate[head], tau[head],
+                                    options.bias, ages, rate[head],
                                 )  # fmt: skip
                                 bias_sums[unit, g, 0] -= for_rate
                                 bias_sums[unit, g, 1] += for_tau * rate[head] / tau[head]
@@ -140,14 +150,12 @@ def backward_units(
                         queries_padded, width, keys_padded, False,
                     )  # fmt: skip
                     for i in range(queries):
-                        target = partial_dq[split, query_row + i0 + i, head]
-                        for d in range(width):
-                            target[d] += scratch[np.uintp(dq_at + i * width + d)]
+                        target = ((split * rows_of_dq + query_row + i0 + i) * options.heads + head) * width
+                        _add_row(flat_dq, target, scratch, dq_at + i * width, width)
             for j in range(keys):
                 row = key_row + tile_key + j
-                for d in range(dim):
-                    store(dk.flat, row * dk.stride + kv_head * dim + d, scratch[np.uintp(dk_at + j * width + d)])
-                    store(dv.flat, row * dv.stride + kv_head * dim + d, scratch[np.uintp(dv_at + j * width + d)])
+                store_row(dk.flat, row * dk.stride + kv_head * dim, scratch, dk_at + j * width, dim, _ONE)
+                store_row(dv.flat, row * dv.stride + kv_head * dim, scratch, dv_at + j * width, dim, _ONE)
 
 
 @jit
@@ -165,17 +173,16 @@ def _gradient_row(
 @jit
 def _gradient_row_with_bias(
     s: Any, weight_row: int, grad_row: int, columns: int, normalizer: Any, dot: Any, factors: Any,
-    kind: int, time: float, tile_times: Any, rate: Any, tau: Any,
+    kind: int, ages: Any, rate: Any,
 ) -> Any:  # fmt: skip
-    """`_gradient_row` under a time bias; also (Σ dS · φ(u), Σ dS · u · φ'(u))."""
-    inverse = _ONE / tau
+    """`_gradient_row` under a time bias of the scaled ages u; also (Σ dS · φ(u), Σ dS · u · φ'(u))."""
     for_rate = _ZERO
     for_tau = _ZERO
     if kind == LINEAR:
         for j in range(columns):
-            u = np.float32(time - tile_times[j]) * inverse
+            u = ages[np.uintp(j)]
             weight = exp_of_nonpositive(s[np.uintp(weight_row + j)] - rate * u - normalizer)
-            kept = factors[j]
+            kept = factors[np.uintp(j)]
             gradient = weight * (s[np.uintp(grad_row + j)] * kept - dot)
             s[np.uintp(weight_row + j)] = weight * kept
             s[np.uintp(grad_row + j)] = gradient
@@ -183,11 +190,10 @@ def _gradient_row_with_bias(
         for_tau = for_rate
     else:
         for j in range(columns):
-            # Keys that are not visible may lie in the future; their weight is zero, but φ must be finite.
-            u = maximum(np.float32(time - tile_times[j]) * inverse, _ZERO)
+            u = ages[np.uintp(j)]
             phi = log1p_of_nonnegative(u)
             weight = exp_of_nonpositive(s[np.uintp(weight_row + j)] - rate * phi - normalizer)
-            kept = factors[j]
+            kept = factors[np.uintp(j)]
             gradient = weight * (s[np.uintp(grad_row + j)] * kept - dot)
             s[np.uintp(weight_row + j)] = weight * kept
             s[np.uintp(grad_row + j)] = gradient
@@ -197,13 +203,18 @@ def _gradient_row_with_bias(
 
 
 @jit
+def _add_row(target: Any, target_at: int, s: Any, at: int, width: int) -> None:
+    for d in range(width):
+        target[np.uintp(target_at + d)] += s[np.uintp(at + d)]
+
+
+@jit
 def add_query_gradients(partial_dq: Any, dq: Any, dim: int, scale: Any, begin: int, end: int) -> None:
-    """dq = scale · Σ over splits of partial_dq, in order."""
+    """dq = scale · Σ over splits of partial_dq (splits, rows, heads, width), in order; the first takes the sum."""
+    splits, rows, heads, width = partial_dq.shape
+    flat, target, stride = partial_dq.reshape(-1), dq.flat, dq.stride
     for row in range(begin, end):
-        for head in range(partial_dq.shape[2]):
-            target = row * dq.stride + head * dim
-            for d in range(dim):
-                total = _ZERO
-                for split in range(partial_dq.shape[0]):
-                    total += partial_dq[split, row, head, d]
-                store(dq.flat, target + d, scale * total)
+        for split in range(1, splits):
+            _add_row(flat, row * heads * width, flat, (split * rows + row) * heads * width, heads * width)
+        for head in range(heads):
+            store_row(target, row * stride + head * dim, flat, (row * heads + head) * width, dim, scale)

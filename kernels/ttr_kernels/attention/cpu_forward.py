@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..common.compilation import jit
-from ..common.storage import store
 from ..common.tile_multiply import PAD, maximum, multiply
 from ..common.vector_math import exp_of_nonpositive, log
 from .cpu_tile import (
@@ -16,6 +15,8 @@ from .cpu_tile import (
     draw_factors,
     fetch,
     mask_row,
+    scaled_ages,
+    store_row,
     transpose,
     visible_keys,
 )
@@ -47,6 +48,7 @@ def forward_units(
     factors = np.empty(KEYS, np.float32)
     # Times of the tile's keys; beyond its last key they stay finite.
     tile_times = np.zeros(KEYS, np.float64)
+    ages = np.empty(KEYS, np.float32)
     for unit in range(begin, end):
         sequence, kv_head, first = units[unit, 0], units[unit, 1], units[unit, 2]
         query_row, key_row = query_offsets[sequence], key_offsets[sequence]
@@ -66,7 +68,8 @@ def forward_units(
 
         for g in range(group):
             head = kv_head * group + g
-            fetch(scratch, queries_at + g * rows * width, width, q, query_row + first, count, head, dim, options.scale)
+            at, row = queries_at + g * rows * width, query_row + first
+            fetch(scratch, at, width, q.flat, q.stride, row, count, head, dim, options.scale)
         for i in range(group * rows * width):
             scratch[np.uintp(result_at + i)] = _ZERO
         for i in range(group * rows):
@@ -78,9 +81,9 @@ def forward_units(
         for tile_key in range(low // KEYS * KEYS, high, KEYS):
             keys = min(KEYS, key_length - tile_key)
             keys_padded = (keys + PAD - 1) // PAD * PAD
-            fetch(scratch, keys_at, width, k, key_row + tile_key, keys, kv_head, dim, _ONE)
+            fetch(scratch, keys_at, width, k.flat, k.stride, key_row + tile_key, keys, kv_head, dim, _ONE)
             transpose(scratch, transposed_at, scratch, keys_at, keys_padded, width, KEYS)
-            fetch(scratch, values_at, width, v, key_row + tile_key, keys, kv_head, dim, _ONE)
+            fetch(scratch, values_at, width, v.flat, v.stride, key_row + tile_key, keys, kv_head, dim, _ONE)
             if options.bias != NO_BIAS:
                 for j in range(keys):
                     tile_times[j] = key_times[key_row + tile_key + j]
@@ -91,12 +94,14 @@ def forward_units(
                 if tile_high <= tile_key or tile_low >= tile_key + keys:
                     continue
                 queries_padded = (queries + 7) // 8 * 8
+                # Beyond these no query of the tile sees a key.
+                seen_padded = (min(keys, tile_high - tile_key) + PAD - 1) // PAD * PAD
                 for g in range(group):
                     head = kv_head * group + g
                     block = (g * rows + i0) * width
                     multiply(
                         scratch, tile_at, KEYS, scratch, queries_at + block, width, 1, scratch, transposed_at, KEYS,
-                        queries_padded, keys_padded, width, False,
+                        queries_padded, seen_padded, width, False,
                     )  # fmt: skip
                     for i in range(queries):
                         query = first + i0 + i
@@ -108,10 +113,8 @@ def forward_units(
                         columns = 0 if row_low >= row_high else (row_high + PAD - 1) // PAD * PAD
                         if columns > 0:
                             if options.bias != NO_BIAS:
-                                add_time_bias(
-                                    scratch, at, columns, options.bias, times[query_row + query], tile_times, 0,
-                                    rate[head], tau[head],
-                                )  # fmt: skip
+                                scaled_ages(ages, times[query_row + query], tile_times, 0, columns, tau[head])
+                                add_time_bias(scratch, at, columns, options.bias, ages, rate[head])
                             mask_row(scratch, at, columns, row_low, row_high)
                             _softmax_row(
                                 scratch, at, columns, largest_at + row, total_at + row, result_at + row * width, width
@@ -123,11 +126,11 @@ def forward_units(
                                 )  # fmt: skip
                                 for j in range(columns):
                                     scratch[np.uintp(at + j)] *= factors[j]
-                        for j in range(columns, keys_padded):
+                        for j in range(columns, seen_padded):
                             scratch[np.uintp(at + j)] = _ZERO
                     multiply(
                         scratch, result_at + block, width, scratch, tile_at, KEYS, 1, scratch, values_at, width,
-                        queries_padded, width, keys_padded, True,
+                        queries_padded, width, seen_padded, True,
                     )  # fmt: skip
 
         for g in range(group):
@@ -137,8 +140,7 @@ def forward_units(
                 total = scratch[total_at + row]
                 inverse = _ONE / total if total > _ZERO else _ZERO
                 target = (query_row + first + i) * out.stride + head * dim
-                for d in range(dim):
-                    store(out.flat, target + d, scratch[np.uintp(result_at + row * width + d)] * inverse)
+                store_row(out.flat, target, scratch, result_at + row * width, dim, inverse)
                 normalizer = scratch[largest_at + row] + log(total) if total > _ZERO else _MINUS_INFINITY
                 log_normalizer[query_row + first + i, head] = normalizer
 

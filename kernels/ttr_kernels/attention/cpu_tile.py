@@ -12,11 +12,13 @@ import numpy as np
 from ..common.arrays import Array
 from ..common.compilation import jit
 from ..common.compiled_philox import kept_pairs
-from ..common.storage import load
+from ..common.storage import load, store
+from ..common.tile_multiply import maximum
 from ..common.vector_math import log1p_of_nonnegative
 
 NO_BIAS, LINEAR, LOG = 0, 1, 2
 _ZERO = np.float32(0.0)
+_ONE = np.float32(1.0)
 _MINUS_INFINITY = np.float32(-np.inf)
 
 
@@ -43,14 +45,20 @@ class Options(NamedTuple):
 
 
 @jit
-def fetch(tile: Any, at: int, width: int, rows: Any, first: int, count: int, head: int, dim: int, factor: Any) -> None:
-    """tile[i, :] = factor · rows[first + i, head, :] for i < count; zeros up to the padded rows and columns."""
+def fetch(
+    tile: Any, at: int, width: int, flat: Any, stride: int, first: int, count: int, head: int, dim: int, factor: Any
+) -> None:
+    """tile[i, :] = factor · rows[first + i, head, :] for i < count; zeros up to the padded rows and columns.
+
+    The rows are given as their array and stride (see Rows): a loop that reads a tuple's field is no vector code.
+    """
     for i in range(count):
-        source = (first + i) * rows.stride + head * dim
+        source = (first + i) * stride + head * dim
+        target = at + i * width
         for d in range(dim):
-            tile[np.uintp(at + i * width + d)] = load(rows.flat, source + d) * factor
+            tile[np.uintp(target + d)] = load(flat, source + d) * factor
         for d in range(dim, width):
-            tile[np.uintp(at + i * width + d)] = _ZERO
+            tile[np.uintp(target + d)] = _ZERO
     for i in range(count * width, (count + 15) // 16 * 16 * width):
         tile[np.uintp(at + i)] = _ZERO
 
@@ -64,6 +72,13 @@ def transpose(target: Any, target_at: int, tile: Any, at: int, count: int, width
 
 
 @jit
+def store_row(target: Any, target_at: int, s: Any, at: int, dim: int, factor: Any) -> None:
+    """target[target_at + d] = factor · s[at + d], rounded to the target's dtype, for d < dim."""
+    for d in range(dim):
+        store(target, target_at + d, s[np.uintp(at + d)] * factor)
+
+
+@jit
 def visible_keys(query: int, key_length: int, shift: int, causal: bool, window: int) -> Any:
     """The range [low, high) of keys that query i of a sequence sees; shift = S - T."""
     high = min(key_length, query + shift + 1) if causal else key_length
@@ -72,19 +87,28 @@ def visible_keys(query: int, key_length: int, shift: int, causal: bool, window: 
 
 
 @jit
-def add_time_bias(
-    tile: Any, at: int, width: int, kind: int, time: float, key_times: Any, first_key: int, rate: Any, tau: Any
-) -> None:
-    """logit_j -= rate · φ((time − key_times[first_key + j]) / tau) for j < width; the gap is formed in float64."""
-    inverse = np.float32(1.0) / tau
+def scaled_ages(ages: Any, time: float, key_times: Any, first_key: int, width: int, tau: Any) -> None:
+    """ages[j] = (time − key_times[first_key + j]) / tau for j < width, the gap formed in float64; 0 for keys that lie
+    in the future, which are not visible but must leave φ finite.
+
+    A loop of its own: one that also held float64 would be cut into vectors as long as float64 has lanes.
+    """
+    inverse = _ONE / tau
+    for j in range(width):
+        ages[np.uintp(j)] = np.float32(time - key_times[np.uintp(first_key + j)]) * inverse
+    for j in range(width):
+        ages[np.uintp(j)] = maximum(ages[np.uintp(j)], _ZERO)
+
+
+@jit
+def add_time_bias(tile: Any, at: int, width: int, kind: int, ages: Any, rate: Any) -> None:
+    """logit_j -= rate · φ(ages_j) for j < width."""
     if kind == LINEAR:
         for j in range(width):
-            u = np.float32(time - key_times[np.uintp(first_key + j)]) * inverse
-            tile[np.uintp(at + j)] -= rate * u
+            tile[np.uintp(at + j)] -= rate * ages[np.uintp(j)]
     else:
         for j in range(width):
-            u = np.float32(time - key_times[np.uintp(first_key + j)]) * inverse
-            tile[np.uintp(at + j)] -= rate * log1p_of_nonnegative(u)
+            tile[np.uintp(at + j)] -= rate * log1p_of_nonnegative(ages[np.uintp(j)])
 
 
 @jit

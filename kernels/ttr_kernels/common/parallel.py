@@ -184,6 +184,11 @@ def blas_versions() -> list[str]:
     return [f"{library.internal_api} {library.version or '?'}" for library in _blas_libraries()]
 
 
+def blas_files(api: str) -> list[str]:
+    """The files of the loaded BLAS libraries of this kind ("openblas", "mkl", ...)."""
+    return [library.filepath for library in _blas_libraries() if library.internal_api == api]
+
+
 def limit_blas() -> None:
     """Set BLAS to one thread for the whole process: for programs (the trainer), so that no call needs to switch."""
     for library in _blas_libraries():

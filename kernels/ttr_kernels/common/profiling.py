@@ -114,12 +114,14 @@ def profiled(
 
 def _arrays(value: Any) -> Iterator[Any]:
     """The arrays in a value: itself, or those in a tuple, list or dataclass, to any depth."""
+    if isinstance(value, type):
+        return  # a dtype, as NumPy's scalar types are given for one
     if hasattr(value, "nbytes") and hasattr(value, "shape"):
         yield value
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _arrays(part)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _arrays(getattr(value, field.name))
 

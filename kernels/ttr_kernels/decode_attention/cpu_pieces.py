@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..attention.cpu_tile import LINEAR, NO_BIAS, add_time_bias
+from ..attention.cpu_tile import LINEAR, NO_BIAS, add_time_bias, scaled_ages
 from ..common.compilation import jit
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
@@ -46,6 +46,7 @@ def attend_pieces(
     group = heads // options.kv_heads
     query = np.empty(heads * dim, np.float32)
     logits = np.empty(heads * KEYS, np.float32)
+    ages = np.empty(KEYS, np.float32)
     keys, key_stride, queries = k.flat, k.stride, q.flat
     for unit in range(begin, end):
         sequence = unit // pieces
@@ -76,7 +77,8 @@ def attend_pieces(
                 # Relative to the newest key: a softmax does not see the difference, float32 would if it is large.
                 time = key_times[ring_row + (length - 1) % options.capacity]
             for head in range(heads):
-                add_time_bias(logits, head * KEYS, count, options.bias, time, key_times, row, rate[head], tau[head])
+                scaled_ages(ages, time, key_times, row, count, tau[head])
+                add_time_bias(logits, head * KEYS, count, options.bias, ages, rate[head])
         for head in range(heads):
             largest, total = _softmax(logits, head * KEYS, count)
             statistics[0, unit * heads + head] = largest

@@ -1,18 +1,23 @@
-"""Matrix products on CPU cores: NumPy's BLAS with one thread per block of the result (see common.parallel for why)."""
+"""Matrix products on CPU cores: a BLAS with one thread per block of the result (see common.parallel for why).
+
+float32 goes to the BLAS that NumPy ships; bfloat16 to oneDNN where that is there (see onednn), else to BLAS in float32.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.arrays import FLOAT32, Array, contiguous, empty, flat_rows, kernel_view
+from ..common.arrays import BFLOAT16, FLOAT32, Array, contiguous, empty, flat_rows, kernel_view
 from ..common.compilation import jit
 from ..common.conversion import copy_converted, in_float32
 from ..common.parallel import parallel_for, single_threaded_blas
 from ..common.reductions import add_column_sums
 from ..common.scratch import thread_scratch
 from ..common.storage import load, store
+from . import blas, onednn
 
 if TYPE_CHECKING:
     from . import LinearSaved
@@ -28,36 +33,41 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         if not accumulate:
             out[...] = 0
         return
-    _float32_product(in_float32(a, "matmul a"), in_float32(b, "matmul b"), out, accumulate)
-
-
-def _float32_product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
-    rows, columns = out.shape
-    # NumPy calls BLAS only on a result whose rows are contiguous, and never adds to one.
-    direct = not accumulate and out.dtype == FLOAT32 and out.strides[1] == 4 and out.strides[0] >= 4 * columns
+    if a.dtype == BFLOAT16 and b.dtype == BFLOAT16 and onednn.takes(a, b, out):
+        _on_all_threads(onednn.multiply, a, b, out, accumulate)
+        return
+    a, b = in_float32(a, "matmul a"), in_float32(b, "matmul b")
+    direct = out.dtype == FLOAT32 and blas.takes(a, b, out)
+    # NumPy calls BLAS only on a result whose rows are contiguous.
+    direct = direct or (not accumulate and out.dtype == FLOAT32 and out.strides[1] == 4 and out.strides[0] > 0)
     result = out if direct else thread_scratch(out.size, "matmul out")[: out.size].reshape(out.shape)
+    multiply = blas.multiply if blas.takes(a, b, result) else blas.multiply_with_numpy
     with single_threaded_blas():
-        if rows >= columns or rows >= 256:
-            grain = max(1, _MULTIPLICATIONS // (columns * a.shape[1]))
-            parallel_for(_row_block, rows, a, b, result, grain=grain)
-        else:
-            grain = max(16, _MULTIPLICATIONS // (rows * a.shape[1]))
-            parallel_for(_column_block, columns, a, b, result, grain=grain)
+        _on_all_threads(multiply, a, b, result, accumulate and direct)
+    if direct:
+        return
     if accumulate:
         _accumulate(result, out)
-    elif not direct:
+    else:
         _write(result, out)
 
 
-def _row_block(a: Array, b: Array, out: Array, begin: int, end: int) -> None:
-    # Infinities and NaN are results like any other; who trains looks at the loss.
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.matmul(a[begin:end], b, out=out[begin:end])
+def _on_all_threads(multiply: Callable[..., None], a: Array, b: Array, out: Array, accumulate: bool) -> None:
+    rows, columns = out.shape
+    if rows >= columns or rows >= 256:
+        grain = max(1, _MULTIPLICATIONS // (columns * a.shape[1]))
+        parallel_for(_row_block, rows, multiply, a, b, out, accumulate, grain=grain)
+    else:
+        grain = max(16, _MULTIPLICATIONS // (rows * a.shape[1]))
+        parallel_for(_column_block, columns, multiply, a, b, out, accumulate, grain=grain)
 
 
-def _column_block(a: Array, b: Array, out: Array, begin: int, end: int) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.matmul(a, b[:, begin:end], out=out[:, begin:end])
+def _row_block(multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int) -> None:
+    multiply(a[begin:end], b, out[begin:end], accumulate)
+
+
+def _column_block(multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int) -> None:
+    multiply(a, b[:, begin:end], out[:, begin:end], accumulate)
 
 
 def _accumulate(result: Array, out: Array) -> None:

@@ -1,0 +1,117 @@
+"""What multiplies on a CPU: direct calls into OpenBLAS, oneDNN for bfloat16, and what is done without either."""
+
+import os
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
+import pytest
+
+from ttr_kernels.common.arrays import BFLOAT16, FLOAT32
+from ttr_kernels.matmul import blas, matmul, onednn
+
+needs_onednn = pytest.mark.skipif(
+    onednn.why_not_bfloat16() is not None, reason=f"bfloat16 products: {onednn.why_not_bfloat16()}"
+)
+# (M, N, K): split by rows, split by columns, one of each, more than one vector.
+SIZES = [(300, 40, 70), (5, 600, 64), (1, 9, 17), (33, 1, 5), (1, 1, 1), (64, 64, 256)]
+LAYOUTS = ["plain", "transposed", "gap between rows", "every other column", "rows backwards"]
+
+
+def laid_out(values, layout):
+    """A view of this layout with these values."""
+    rows, columns = values.shape
+    if layout == "transposed":
+        return np.ascontiguousarray(values.T).T
+    if layout == "gap between rows":
+        wide = np.zeros((rows, columns + 3), values.dtype)
+        wide[:, :columns] = values
+        return wide[:, :columns]
+    if layout == "every other column":
+        wide = np.zeros((rows, 2 * columns), values.dtype)
+        wide[:, ::2] = values
+        return wide[:, ::2]
+    if layout == "rows backwards":
+        return np.ascontiguousarray(values[::-1])[::-1]
+    return values
+
+
+def check_product(dtype, out_dtype, size, a_layout, b_layout, out_layout, accumulate):
+    m, n, k = size
+    rng = np.random.default_rng(3)
+    a = laid_out(rng.standard_normal((m, k)).astype(dtype), a_layout)
+    b = laid_out(rng.standard_normal((k, n)).astype(dtype), b_layout)
+    out = laid_out(np.full((m, n), 2.0 if accumulate else np.nan).astype(out_dtype), out_layout)
+    want = a.astype(np.float64) @ b.astype(np.float64) + (2.0 if accumulate else 0.0)
+    assert matmul(a, b, out=out, accumulate=accumulate) is out
+    rounding = 2.0**-8 if out_dtype == BFLOAT16 else 1e-6
+    np.testing.assert_allclose(out.astype(np.float64), want, rtol=rounding, atol=1e-6 * k)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("dtype", "out_dtype"), [(FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16), (BFLOAT16, FLOAT32)])
+def test_any_layout(dtype, out_dtype, size, layout, accumulate):
+    check_product(dtype, out_dtype, size, layout, "transposed", "plain", accumulate)
+    check_product(dtype, out_dtype, size, "plain", layout, "gap between rows", accumulate)
+    check_product(dtype, out_dtype, size, "plain", "plain", layout, accumulate)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_without_onednn_bfloat16_is_multiplied_in_float32(size, accumulate, monkeypatch):
+    monkeypatch.setattr(onednn, "_loaded", lambda: "not here")
+    assert onednn.why_not_bfloat16() == "not here"
+    check_product(BFLOAT16, BFLOAT16, size, "plain", "transposed", "plain", accumulate)
+    check_product(BFLOAT16, FLOAT32, size, "transposed", "plain", "plain", accumulate)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_without_openblas_numpy_multiplies(accumulate, monkeypatch):
+    monkeypatch.setattr(blas, "_sgemm", lambda: None)
+    for size in SIZES:
+        check_product(FLOAT32, FLOAT32, size, "plain", "transposed", "gap between rows", accumulate)
+
+
+def test_why_there_is_no_onednn(monkeypatch, tmp_path):
+    load = onednn._loaded.__wrapped__
+    monkeypatch.setenv("TTR_BFLOAT16_GEMM", "float32")
+    assert load() == "TTR_BFLOAT16_GEMM=float32"
+    monkeypatch.delenv("TTR_BFLOAT16_GEMM")
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(onednn, "files", missing)
+    assert load() == "oneDNN is not installed: pip install 'ttr-gpu[bfloat16]'"
+
+    class Broken:
+        name = "libdnnl.so.3"
+
+        def locate(self):
+            return tmp_path / "libdnnl.so.3"
+
+    (tmp_path / "libdnnl.so.3").write_bytes(b"no library")
+    monkeypatch.setattr(onednn, "files", lambda name: [Broken()])
+    assert load().startswith("oneDNN cannot be loaded:")
+
+
+@needs_onednn
+def test_an_older_processor_multiplies_in_float32(monkeypatch):
+    monkeypatch.setattr(onednn._Library, "instruction_sets", lambda self: 0x67)  # AVX-512 with VNNI
+    assert "no bfloat16 instructions" in onednn._loaded.__wrapped__()
+
+
+@needs_onednn
+def test_onednn_starts_no_threads_and_keeps_a_bounded_number_of_products(monkeypatch):
+    monkeypatch.setattr(onednn, "_KEPT", 3)
+    monkeypatch.setattr(onednn, "_products", onednn._Products())
+    threads = len(os.listdir("/proc/self/task"))
+    for size in range(1, 9):
+        a = np.ones((size, 64), BFLOAT16)
+        for _ in range(2):
+            out = np.empty((size, 64), BFLOAT16)
+            onednn.multiply(a, np.ones((64, 64), BFLOAT16), out, False)
+            assert (out == 64).all()
+    assert len(onednn._products.kept) == 3
+    assert len(os.listdir("/proc/self/task")) == threads
