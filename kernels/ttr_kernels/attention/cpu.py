@@ -13,7 +13,7 @@ from ..common.parallel import parallel_for
 from ..common.philox import keep_threshold, key_and_offset
 from ..common.scratch import thread_scratch
 from ..common.tile_multiply import padded
-from .cpu_backward import BACKWARD_KEYS, add_query_gradients, backward_floats, backward_units, row_dots
+from .cpu_backward import BACKWARD_KEYS, MOST_BLOCKS, add_query_gradients, backward_floats, backward_units, row_dots
 from .cpu_forward import QUERIES, forward_floats, forward_units
 from .cpu_tile import LINEAR, LOG, NO_BIAS, Options, Rows
 from .newest_keys import newest_key_times
@@ -67,10 +67,11 @@ def backward(
     blocks = -(-_longest(visibility.key_offsets) // BACKWARD_KEYS)
     wanted = -(-_WANTED_UNITS // max(sequences * options.kv_heads, 1))
     splits = max(1, min(wanted, _MOST_SPLITS, blocks))
+    blocks = max(1, min(MOST_BLOCKS, -(-blocks // splits)))
     units = _backward_units(visibility, options.kv_heads, splits)
     group = options.heads // options.kv_heads
     width = padded(options.dim)
-    partial_dq = zeros((splits, total, options.heads, width), FLOAT32)
+    partial_dq = zeros(splits * total * options.heads * width, FLOAT32)
     bias_sums = zeros((len(units), group, 2), FLOAT64)
     inputs = (_rows(saved.q), _rows(saved.k), _rows(saved.v), rows_do, saved.log_normalizer, dots)
     times = _time_arrays(saved.times, saved.key_times, saved.time_bias, visibility)
@@ -79,13 +80,16 @@ def backward(
 
     def run(begin: int, end: int) -> None:
         backward_units(
-            units, splits, *inputs, visibility.query_offsets, visibility.key_offsets, *times, options, key, *results,
-            thread_scratch(backward_floats(width)), begin, end,
+            units, splits, blocks, *inputs, visibility.query_offsets, visibility.key_offsets, *times, options, key,
+            *results, thread_scratch(backward_floats(width, blocks)), begin, end,
         )  # fmt: skip
 
     parallel_for(run, len(units), grain=_grain(len(units)), even=False)
     rows_dq = Rows(*result_rows("dq", dq, 2)[::2])
-    parallel_for(add_query_gradients, total, partial_dq, rows_dq, options.dim, options.scale, grain=64)
+    parallel_for(
+        add_query_gradients, total, partial_dq, splits, total, options.heads, rows_dq, options.dim, options.scale,
+        grain=64,
+    )  # fmt: skip
     if gradient is not None:
         _add_bias_gradients(bias_sums, units[:, 1], gradient)
 

@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from ..common.compilation import jit
+from ..common.compilation import jit, jit_within
 from ..common.tile_multiply import PAD, maximum, multiply
 from ..common.vector_math import exp_of_nonpositive, log
 from .cpu_tile import (
     NO_BIAS,
     add_time_bias,
+    columns_seen,
     draw_factors,
     fetch,
     mask_row,
     scaled_ages,
     store_row,
+    take_times,
     transpose,
     visible_keys,
 )
@@ -42,13 +44,22 @@ def forward_units(
     options: Any, key: Any, scratch: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     """Attention of units [begin, end): each a sequence, a key/value head and a chunk of queries, with all its heads."""
+    halves = np.empty((2, KEYS // 4), np.uint64)
+    factors, ages, tile_times = np.empty(KEYS, np.float32), np.empty(KEYS, np.float32), np.empty(KEYS, np.float64)
+    _units(
+        units, chunk, q, k, v, out, log_normalizer, query_offsets, key_offsets, times, key_times, rate, tau, options,
+        key, scratch, halves, factors, ages, tile_times, begin, end,
+    )  # fmt: skip
+
+
+@jit_within
+def _units(
+    units: Any, chunk: int, q: Any, k: Any, v: Any, out: Any, log_normalizer: Any,
+    query_offsets: Any, key_offsets: Any, times: Any, key_times: Any, rate: Any, tau: Any,
+    options: Any, key: Any, scratch: Any, halves: Any, factors: Any, ages: Any, tile_times: Any, begin: int, end: int,
+) -> None:  # fmt: skip
     dim, group = options.dim, options.heads // options.kv_heads
     width = (dim + PAD - 1) // PAD * PAD
-    halves = np.empty((2, KEYS // 4), np.uint64)
-    factors = np.empty(KEYS, np.float32)
-    # Times of the tile's keys; beyond its last key they stay finite.
-    tile_times = np.zeros(KEYS, np.float64)
-    ages = np.empty(KEYS, np.float32)
     for unit in range(begin, end):
         sequence, kv_head, first = units[unit, 0], units[unit, 1], units[unit, 2]
         query_row, key_row = query_offsets[sequence], key_offsets[sequence]
@@ -85,8 +96,7 @@ def forward_units(
             transpose(scratch, transposed_at, scratch, keys_at, keys_padded, width, KEYS)
             fetch(scratch, values_at, width, v.flat, v.stride, key_row + tile_key, keys, kv_head, dim, _ONE)
             if options.bias != NO_BIAS:
-                for j in range(keys):
-                    tile_times[j] = key_times[key_row + tile_key + j]
+                take_times(tile_times, key_times, key_row + tile_key, keys)
             for i0 in range(0, count, QUERIES):
                 queries = min(QUERIES, count - i0)
                 _, tile_high = visible_keys(first + i0 + queries - 1, key_length, shift, options.causal, options.window)
@@ -110,7 +120,7 @@ def forward_units(
                         row_high = min(row_high - tile_key, keys)
                         at = tile_at + i * KEYS
                         row = g * rows + i0 + i
-                        columns = 0 if row_low >= row_high else (row_high + PAD - 1) // PAD * PAD
+                        columns = columns_seen(row_low, row_high)
                         if columns > 0:
                             if options.bias != NO_BIAS:
                                 scaled_ages(ages, times[query_row + query], tile_times, 0, columns, tau[head])
@@ -145,7 +155,7 @@ def forward_units(
                 log_normalizer[query_row + first + i, head] = normalizer
 
 
-@jit
+@jit_within
 def _softmax_row(s: Any, at: int, columns: int, largest_at: int, total_at: int, result_at: int, width: int) -> None:
     """One step of the online softmax: logits become weights relative to the largest logit so far; what was summed
     relative to the old largest one is rescaled."""

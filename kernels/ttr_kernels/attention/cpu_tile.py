@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common.arrays import Array
-from ..common.compilation import jit
+from ..common.compilation import jit, jit_within
 from ..common.compiled_philox import kept_pairs
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
 from ..common.vector_math import log1p_of_nonnegative
 
 NO_BIAS, LINEAR, LOG = 0, 1, 2
+# Rows of a tile are worked on in multiples of so many columns, whole vectors of an unrolled loop: what is left over
+# after those would be done one by one.
+COLUMNS = 64
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
 _MINUS_INFINITY = np.float32(-np.inf)
@@ -44,7 +47,7 @@ class Options(NamedTuple):
     scale_bits: np.uint64
 
 
-@jit
+@jit_within
 def fetch(
     tile: Any, at: int, width: int, flat: Any, stride: int, first: int, count: int, head: int, dim: int, factor: Any
 ) -> None:
@@ -63,7 +66,7 @@ def fetch(
         tile[np.uintp(at + i)] = _ZERO
 
 
-@jit
+@jit_within
 def transpose(target: Any, target_at: int, tile: Any, at: int, count: int, width: int, stride: int) -> None:
     """target[d, j] = tile[j, d], for a tile of `count` rows of `width`; target's rows are `stride` apart."""
     for d in range(width):
@@ -71,14 +74,14 @@ def transpose(target: Any, target_at: int, tile: Any, at: int, count: int, width
             target[np.uintp(target_at + d * stride + j)] = tile[np.uintp(at + j * width + d)]
 
 
-@jit
+@jit_within
 def store_row(target: Any, target_at: int, s: Any, at: int, dim: int, factor: Any) -> None:
     """target[target_at + d] = factor · s[at + d], rounded to the target's dtype, for d < dim."""
     for d in range(dim):
         store(target, target_at + d, s[np.uintp(at + d)] * factor)
 
 
-@jit
+@jit_within
 def visible_keys(query: int, key_length: int, shift: int, causal: bool, window: int) -> Any:
     """The range [low, high) of keys that query i of a sequence sees; shift = S - T."""
     high = min(key_length, query + shift + 1) if causal else key_length
@@ -86,7 +89,7 @@ def visible_keys(query: int, key_length: int, shift: int, causal: bool, window: 
     return low, max(high, low)
 
 
-@jit
+@jit_within
 def scaled_ages(ages: Any, time: float, key_times: Any, first_key: int, width: int, tau: Any) -> None:
     """ages[j] = (time − key_times[first_key + j]) / tau for j < width, the gap formed in float64; 0 for keys that lie
     in the future, which are not visible but must leave φ finite.
@@ -100,7 +103,7 @@ def scaled_ages(ages: Any, time: float, key_times: Any, first_key: int, width: i
         ages[np.uintp(j)] = maximum(ages[np.uintp(j)], _ZERO)
 
 
-@jit
+@jit_within
 def add_time_bias(tile: Any, at: int, width: int, kind: int, ages: Any, rate: Any) -> None:
     """logit_j -= rate · φ(ages_j) for j < width."""
     if kind == LINEAR:
@@ -111,13 +114,28 @@ def add_time_bias(tile: Any, at: int, width: int, kind: int, ages: Any, rate: An
             tile[np.uintp(at + j)] -= rate * log1p_of_nonnegative(ages[np.uintp(j)])
 
 
-@jit
+@jit_within
+def columns_seen(low: int, high: int) -> Any:
+    """How many of a tile's columns to work on for a row that sees [low, high) of them."""
+    return 0 if low >= high else (high + COLUMNS - 1) // COLUMNS * COLUMNS
+
+
+@jit_within
+def take_times(tile_times: Any, key_times: Any, first: int, count: int) -> None:
+    """tile_times[j] = key_times[first + j] for j < count, and the last of them beyond."""
+    for j in range(tile_times.shape[0]):
+        tile_times[j] = key_times[first + min(j, count - 1)]
+
+
+@jit_within
 def mask_row(tile: Any, at: int, width: int, low: int, high: int) -> None:
     """−infinity outside [low, high); columns are relative to the tile."""
-    for j in range(min(low, width)):
-        tile[np.uintp(at + j)] = _MINUS_INFINITY
-    for j in range(high, width):
-        tile[np.uintp(at + j)] = _MINUS_INFINITY
+    if low > 0 or high < width:
+        first, end = np.int32(low), np.int32(high)
+        for j in range(width):
+            column = np.int32(j)
+            logit = tile[np.uintp(at + j)]
+            tile[np.uintp(at + j)] = logit if first <= column and column < end else _MINUS_INFINITY
 
 
 @jit

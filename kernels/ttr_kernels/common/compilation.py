@@ -36,6 +36,12 @@ def jit(function: Callable[..., Any]) -> Any:
     return _compile(function, REASSOCIATE)
 
 
+def jit_within(function: Callable[..., Any]) -> Any:
+    """Like `jit`, for what kernels call on a row or a tile: it must not make arrays, and does not count references to
+    those it is given. Counting is atomic: it waits for all stores before it, so that rows no longer overlap."""
+    return _compile(function, REASSOCIATE, _nrt=False)
+
+
 def jit_inline(function: Callable[..., Any]) -> Any:
     """Like `jit`, for formulas inside a loop: always inlined, since a loop with a call in it is no vector code."""
     return _compile(function, REASSOCIATE, forceinline=True)

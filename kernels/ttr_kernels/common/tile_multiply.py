@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compilation import jit
+from .compilation import jit_within
 
 _features = llvmlite.binding.get_host_cpu_features()
 # Lanes of a vector, and rows of C held in registers: 16 accumulators of 32 registers (AVX-512, NEON), 8 of 16 (AVX2).
@@ -111,7 +111,7 @@ _two_vectors = intrinsic(_block_product(2))
 _one_vector = intrinsic(_block_product(1))
 
 
-@jit
+@jit_within
 def multiply(
     c: Any, c_at: int, ldc: int, a: Any, a_at: int, a_row: int, a_column: int, b: Any, b_at: int, ldb: int,
     m: int, n: int, k: int, accumulate: bool,

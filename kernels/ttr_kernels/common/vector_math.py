@@ -127,12 +127,19 @@ def log(x: Any) -> Any:
 @jit_exact
 def log1p_of_nonnegative(u: Any) -> Any:
     """ln(1 + u) for u >= 0."""
+    return log1p_and_reciprocal(u)[0]
+
+
+@jit_exact
+def log1p_and_reciprocal(u: Any) -> Any:
+    """(ln(1 + u), 1 / (1 + u)) for u >= 0, of one division."""
     w = ONE + u
+    reciprocal = ONE / w
     # What rounding 1 + u lost; beyond 2^24 it no longer matters (and w - 1 would not be exact).
-    lost = (u - (w - ONE)) / w if u < _f(16777216.0) else _f(0.0)
+    lost = (u - (w - ONE)) * reciprocal if u < _f(16777216.0) else _f(0.0)
     y = _log_plus(w, lost)
     # Infinity and NaN stay what they are.
-    return y if u < _f(np.inf) else u
+    return (y if u < _f(np.inf) else u), reciprocal
 
 
 @jit_exact
