@@ -13,7 +13,9 @@ import numpy as np
 from ttr_gpu.config import PRESETS, ModelConfig
 
 from .harness import Call, Contender, Spread, machine, ratio, result_file, take_turns, write_result
-from .step import OURS, PEER, find_packages
+from .step import find_packages
+from .step_sides import EAGER as PEER
+from .step_sides import OURS
 
 WINDOW = 512
 MODEL = ModelConfig(vocabulary_size=4096, window=WINDOW, **PRESETS["tiny"])

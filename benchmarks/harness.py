@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
+
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -150,6 +152,38 @@ def result_file(name: str) -> Path:
     """results/<name>-<processor>-<date>.json"""
     processor = re.sub(r"[^a-z0-9]+", "-", _cpu().lower()).strip("-")
     return RESULTS / f"{name}-{processor}-{time.strftime('%Y-%m-%d')}.json"
+
+
+def compare_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--compare old.json`, for a benchmark whose result has `sides`."""
+    return click.option(
+        "--compare", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help="An earlier result of the same benchmark: what has become slower or faster since.",
+    )(command)  # fmt: skip
+
+
+def report(path: Path, name: str, result: dict[str, Any], compare: Path | None, *packages: str) -> None:
+    """`write_result`, and the changes since an earlier one if that is given."""
+    earlier = None if compare is None else json.loads(compare.read_text())
+    write_result(path, name, result, *packages)
+    if earlier is None:
+        return
+    if earlier.get("benchmark") != name or "sides" not in earlier:
+        raise click.ClickException(f"--compare {compare}: got a result of {earlier.get('benchmark')!r}, not {name!r}")
+    print(f"since {earlier['date']} ({earlier['machine']['cpu']}):")
+    for line in changes(earlier["sides"], result["sides"]):
+        print(f"  {line}")
+
+
+def changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each side that both have: the ratio of its medians, and whether their quartiles lie apart."""
+    lines = []
+    for name in sorted(earlier.keys() & now.keys()):
+        old, new = (Spread(**sides[name]["seconds"]) for sides in (earlier, now))
+        verdict = "slower" if new.lower > old.upper else "faster" if new.upper < old.lower else "within the spread"
+        lines.append(f"{name:<40} {1e3 * old.median:9.3f} -> {1e3 * new.median:9.3f} ms  "
+                     f"{new.median / old.median:5.2f}  {verdict}")  # fmt: skip
+    return lines
 
 
 def write_result(path: Path, name: str, result: dict[str, Any], *packages: str) -> None:

@@ -1,17 +1,19 @@
 """The time-aware Transformer in PyTorch: the peer of `benchmarks step`, and the twin that tests/pytorch compares with.
 
-Eager float32, written independently of ttr_gpu.nn. Only the names of the parameters are the same, so that
-`load_weights` can take ours.
+Eager or compiled, float32 or under autocast; written independently of ttr_gpu.nn. Only the names of the parameters are
+the same, so that `load_weights` can take ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ttr_gpu.backend import PackedTokens
 from ttr_gpu.config import ModelConfig
@@ -137,11 +139,11 @@ class TimedEmbedding(nn.Module):
 
 
 class TorchModel(nn.Module):
-    """Without dropout; weights are not drawn but loaded."""
+    """Without dropout; weights are not drawn but loaded. With `recompute`, blocks keep no activations."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, recompute: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, recompute
         self.embedding = TimedEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.RMSNorm(config.embed_dim, config.norm_eps)
@@ -152,7 +154,8 @@ class TorchModel(nn.Module):
         first, context = self._context(batch)
         x = self.embedding(batch.tokens, batch.times, first)
         for block in self.blocks:
-            x = block(x, context)
+            # The additive mask of all heads, T × T, would not fit for every block.
+            x = checkpoint(block, x, context, use_reentrant=False) if self.recompute else block(x, context)
         weight = self.embedding.token.weight if self.head is None else self.head.weight
         logits = F.linear(self.final_norm(x), weight).flatten(0, 1)
         return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=-1, label_smoothing=label_smoothing)
@@ -201,6 +204,18 @@ def to_torch(packed: PackedTokens) -> Batch:
     return Batch(tokens.long(), times, targets.long(), document)
 
 
+def padded(packed: PackedTokens) -> Batch:
+    """A packed batch of ours as rows as long as the longest sequence; what is added has no target."""
+    lengths = np.diff(packed.cu_seqlens)
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    tokens, times, targets = (np.zeros(inside.shape, array.dtype) for array in (packed.tokens, packed.times, lengths))
+    tokens[inside], times[inside], targets[...] = packed.tokens, packed.times, -1
+    targets[inside] = packed.targets
+    ends = packed.times[packed.cu_seqlens[1:] - 1]
+    times = np.where(inside, times, ends[:, None])
+    return Batch(torch.from_numpy(tokens).long(), torch.from_numpy(times), torch.from_numpy(targets).long(), None)
+
+
 def make_optimizer(
     model: TorchModel, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
@@ -211,11 +226,16 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def training_step(model: TorchModel, optimizer: torch.optim.Optimizer, batch: Batch, max_norm: float) -> float:
-    """Forward, backward, clipping, update; the loss before it."""
+def training_step(
+    model: TorchModel, optimizer: torch.optim.Optimizer, batch: Batch, max_norm: float, *,
+    loss: Callable[[Batch], Tensor] | None = None, bfloat16: bool = False,
+) -> float:  # fmt: skip
+    """Forward, backward, clipping, update; the loss before it. `loss` is the model compiled, `bfloat16` autocast."""
     optimizer.zero_grad(set_to_none=True)
-    loss = model(batch)
-    loss.backward()
+    compute = model if loss is None else loss
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        value = compute(batch)
+    value.backward()
     nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
-    return loss.item()
+    return value.item()

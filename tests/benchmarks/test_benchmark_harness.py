@@ -1,12 +1,16 @@
 """The benchmarks' own machinery: turns, failures of a contender, the check that both sides compute the same."""
 
+import json
 import os
 
 import click
+import numpy as np
 import pytest
 
-from benchmarks.harness import Call, Contender, Spread, ratio, take_turns
+from benchmarks.harness import Call, Contender, Spread, ratio, report, take_turns
 from benchmarks.step import check_agreement
+from benchmarks.step_shapes import SHAPES, shape
+from benchmarks.step_sides import Side
 
 
 def make_counter(start):
@@ -53,12 +57,55 @@ def test_ratio_compares_neighbouring_turns():
     assert ratio(slower, faster) == Spread(2.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize("losses", [[2.0], [2.0, 2.0001]])
-def test_agreement(losses):
-    check_agreement(losses)
+FLOAT32, BFLOAT16 = Side("PyTorch", "float32"), Side("PyTorch", "bfloat16")
 
 
-@pytest.mark.parametrize("losses", [[2.0, 2.001], [float("nan")], [2.0, float("nan")], [float("nan"), float("nan")]])
-def test_disagreement_stops_the_benchmark(losses):
+@pytest.mark.parametrize(("side", "loss"), [(FLOAT32, 2.0001), (BFLOAT16, 2.005)])
+def test_agreement(side, loss):
+    check_agreement([Side("ttr-gpu", "float32"), side], [2.0, loss])
+
+
+@pytest.mark.parametrize(
+    ("side", "losses"),
+    [
+        (FLOAT32, [2.0, 2.001]), (BFLOAT16, [2.0, 2.05]), (FLOAT32, [float("nan"), 2.0]),
+        (FLOAT32, [2.0, float("nan")]), (BFLOAT16, [float("nan"), float("nan")]),
+    ],
+)  # fmt: skip
+def test_disagreement_stops_the_benchmark(side, losses):
     with pytest.raises(click.ClickException, match="losses of the first step differ"):
-        check_agreement(losses)
+        check_agreement([Side("ttr-gpu", "float32"), side], losses)
+
+
+def _result(**medians):
+    spreads = {name: {"seconds": {"median": m, "lower": 0.9 * m, "upper": 1.1 * m}} for name, m in medians.items()}
+    return {"benchmark": "step", "date": "2026-01-01", "machine": {"cpu": "a processor"}, "sides": spreads}
+
+
+def test_compare_tells_what_became_slower(tmp_path, capsys):
+    (tmp_path / "old.json").write_text(json.dumps(_result(a=1.0, b=1.0, c=1.0, gone=1.0)))
+    new = _result(a=2.0, b=1.05, c=0.5, added=1.0)
+    report(tmp_path / "new.json", "step", new, tmp_path / "old.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["a", "b", "c"]
+    assert [line.rsplit("  ", 1)[1] for line in lines[-3:]] == ["slower", "within the spread", "faster"]
+
+
+def test_compare_refuses_another_benchmarks_result(tmp_path):
+    (tmp_path / "old.json").write_text(json.dumps({"benchmark": "decode"}))
+    with pytest.raises(click.ClickException, match="got a result of 'decode', not 'step'"):
+        report(tmp_path / "new.json", "step", _result(a=1.0), tmp_path / "old.json")
+
+
+def test_shapes_have_what_they_say():
+    for name in SHAPES:
+        worked_on = shape(name, "bfloat16")
+        batch = worked_on.batch()
+        assert worked_on.model.precision == "bfloat16"
+        assert len(batch.tokens) == len(batch.times) == len(batch.targets) == sum(worked_on.lengths)
+        assert np.array_equal(np.diff(batch.cu_seqlens), worked_on.lengths)
+        # Within a sequence the target is the token that follows, and time does not run backwards.
+        first = slice(0, worked_on.lengths[0])
+        assert np.array_equal(batch.targets[first][:-1], batch.tokens[first][1:])
+        assert (np.diff(batch.times[first]) >= 0).all()
+    assert len(set(shape("events").lengths)) > 5
