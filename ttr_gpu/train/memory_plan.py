@@ -12,6 +12,10 @@ from typing import get_args
 
 import numpy as np
 
+from ttr_kernels.common.arrays import BFLOAT16
+from ttr_kernels.matmul.blas import is_called_directly
+from ttr_kernels.matmul.onednn import why_not_bfloat16
+
 from ..data.batches import Batch
 from ..errors import UserError
 from ..model import TransformerModel, attention_pairs
@@ -149,13 +153,18 @@ def _query_gradients(model: TransformerModel, config: RunConfig) -> int:
 
 
 def _scratch(model: TransformerModel, config: RunConfig) -> int:
-    """What matrix products on a CPU keep: a result to be added or rounded, and 16-bit operands as float32."""
+    """What matrix products on a CPU keep: a result to be added or rounded, and 16-bit operands as float32.
+
+    Nothing where BLAS adds to its result, and less than a MiB for each thread where oneDNN multiplies bfloat16.
+    """
     if model.backend.name != "cpu":
         return 0
     shape, tokens = model.config, config.train.tokens_per_batch
     largest = max(p.value.size for p in model.parameters if p.value.ndim == 2)
     if model.precision.compute.itemsize == 4:
-        return 4 * largest
+        return 0 if is_called_directly() else 4 * largest
+    if model.precision.compute == BFLOAT16 and why_not_bfloat16() is None:
+        return 0
     widest = max(2 * shape.hidden_dim, shape.embed_dim + 2 * shape.kv_heads * shape.head_dim)
     logits = _chunk(model, tokens) * shape.vocabulary_size
     left = max(tokens * widest, logits)

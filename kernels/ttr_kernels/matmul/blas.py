@@ -40,9 +40,14 @@ def _sgemm() -> Any:
     return None
 
 
+def is_called_directly() -> bool:
+    """Whether NumPy's BLAS is one that is called without NumPy, and so can add to its result."""
+    return _sgemm() is not None
+
+
 def takes(a: Array, b: Array, out: Array) -> bool:
     """Whether all three can be handed to BLAS as they are."""
-    return _sgemm() is not None and None not in (_leading(a), _leading(b)) and _rows(out) is not None
+    return is_called_directly() and None not in (_leading(a), _leading(b)) and _rows(out) is not None
 
 
 def multiply(a: Array, b: Array, out: Array, accumulate: bool) -> None:

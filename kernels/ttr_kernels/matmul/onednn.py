@@ -16,12 +16,15 @@ from importlib.metadata import PackageNotFoundError, files
 from typing import Any
 
 from ..common.arrays import FLOAT32, Array
+from ..common.scratch import thread_scratch
 
 _DISTRIBUTION = "onednn-cpu-gomp"
 _INSTALL = "pip install 'ttr-gpu[bfloat16]'"
 # Of the C API: dnnl_types.h and dnnl_common_types.h of oneDNN 3.
 _CPU, _IN_ORDER, _BF16, _F32, _UNDEFINED = 1, 1, 2, 3, 0
-_SOURCE, _WEIGHTS, _RESULT = 1, 33, 17
+_SOURCE, _WEIGHTS, _RESULT, _SCRATCH = 1, 33, 17, 80
+_GIVEN = 1  # who calls gives a primitive its working memory
+_SCRATCH_LAYOUT = 136
 _AVX512_BF16 = 0xE7  # bits of dnnl_avx512_core_bf16, which newer instruction sets include
 # Primitives kept by each thread; oneDNN keeps what it compiled for others.
 _KEPT = 256
@@ -41,6 +44,8 @@ class _Library:
         # In every process that has loaded oneDNN for gomp.
         self._openmp = ctypes.CDLL("libgomp.so.1")
         self._openmp.omp_get_max_threads.restype = ctypes.c_int
+        self._functions.dnnl_primitive_desc_query_md.restype = _Pointer
+        self._functions.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
         self.engine = self.make("engine_create", ctypes.c_int(_CPU), ctypes.c_size_t(0))
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -52,6 +57,14 @@ class _Library:
         made = _Pointer()
         self.call(name, ctypes.byref(made), *arguments)
         return made
+
+    def scratch_layout(self, description: _Pointer) -> _Pointer:
+        """Of the working memory; it belongs to the description."""
+        return _Pointer(self._functions.dnnl_primitive_desc_query_md(description, _SCRATCH_LAYOUT, 0))
+
+    def size(self, layout: _Pointer) -> int:
+        size: int = self._functions.dnnl_memory_desc_get_size(layout)
+        return size
 
     def instruction_sets(self) -> int:
         sets: int = self._functions.dnnl_get_effective_cpu_isa()
@@ -94,11 +107,12 @@ def why_not_bfloat16() -> str | None:
 
 
 class _Product:
-    """out = a b or out += a b for operands of one shape and layout, in the thread that made it."""
+    """out = a b or out += a b for operands of one shape and layout, on any thread."""
 
     def __init__(self, library: _Library, a: Array, b: Array, out: Array, accumulate: bool) -> None:
         self._library = library
         attributes = library.make("primitive_attr_create")
+        library.call("primitive_attr_set_scratchpad_mode", attributes, ctypes.c_int(_GIVEN))
         if accumulate:
             operations = library.make("post_ops_create")
             library.call(
@@ -111,31 +125,35 @@ class _Product:
             "matmul_primitive_desc_create", library.engine, layouts[0], layouts[1], None, layouts[2], attributes
         )
         self._primitive = library.make("primitive_create", description)
-        self._memories = [library.make("memory_create", layout, library.engine, None) for layout in layouts]
+        scratch = library.scratch_layout(description)
+        self.scratch_bytes = library.size(scratch)
+        self._stream = library.make("stream_create", library.engine, ctypes.c_uint(_IN_ORDER))
+        self._memories = [library.make("memory_create", layout, library.engine, None) for layout in (*layouts, scratch)]
         for layout in layouts:
             library.call("memory_desc_destroy", layout)
         library.call("primitive_desc_destroy", description)
         library.call("primitive_attr_destroy", attributes)
-        indices = (_SOURCE, _WEIGHTS, _RESULT)
-        self._arguments = (_Argument * 3)(*map(_Argument, indices, self._memories))
+        self._arguments = (_Argument * 4)(*map(_Argument, (_SOURCE, _WEIGHTS, _RESULT, _SCRATCH), self._memories))
 
-    def run(self, stream: _Pointer, *arrays: Array) -> None:
-        for memory, array in zip(self._memories, arrays, strict=True):
+    def run(self, *arrays: Array) -> None:
+        # Aligned, and this thread's.
+        scratch = thread_scratch(-(-self.scratch_bytes // 4), "matmul onednn")
+        for memory, array in zip(self._memories, (*arrays, scratch), strict=True):
             self._library.call("memory_set_data_handle", memory, _Pointer(array.ctypes.data))
-        self._library.call("primitive_execute", self._primitive, stream, ctypes.c_int(3), self._arguments)
+        self._library.call("primitive_execute", self._primitive, self._stream, ctypes.c_int(4), self._arguments)
 
-    def free(self) -> None:
+    def __del__(self) -> None:
         self._library.call("primitive_destroy", self._primitive)
+        self._library.call("stream_destroy", self._stream)
         for memory in self._memories:
             self._library.call("memory_destroy", memory)
 
 
 class _Products(threading.local):
-    """Of each thread, since a primitive's working memory belongs to the thread that made it."""
+    """Of each thread: a product holds the addresses of the arrays that it is at work on."""
 
     def __init__(self) -> None:
         self.kept: OrderedDict[Any, _Product] = OrderedDict()
-        self.stream: _Pointer | None = None
 
 
 _products = _Products()
@@ -153,16 +171,13 @@ def multiply(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     key = (a.shape, b.shape, a.strides, b.strides, out.strides, out.dtype, accumulate)
     product = _products.kept.get(key)
     if product is None:
-        if _products.stream is None:
-            _products.stream = library.make("stream_create", library.engine, ctypes.c_uint(_IN_ORDER))
         product = library.with_one_thread(_Product, library, a, b, out, accumulate)
         _products.kept[key] = product
         if len(_products.kept) > _KEPT:
-            _products.kept.popitem(last=False)[1].free()
+            _products.kept.popitem(last=False)
     else:
         _products.kept.move_to_end(key)
-    assert _products.stream is not None
-    product.run(_products.stream, a, b, out)
+    product.run(a, b, out)
 
 
 def _is_plain(array: Array) -> bool:

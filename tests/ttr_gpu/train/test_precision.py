@@ -10,6 +10,8 @@ from small_runs import records, resume, run, weights
 
 from ttr_gpu.nn import Parameter
 from ttr_gpu.train.loss_scale import LossScale
+from ttr_kernels.matmul import onednn
+from ttr_kernels.matmul.onednn import why_not_bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,15 @@ def test_other_precisions_have_no_scale(data, tmp_path):
     _, said = run(data, tmp_path, "model.precision=bfloat16")
     assert not any("scale" in line for line in said if line.startswith("step"))
     assert records(tmp_path / "run")[0]["loss_scale"] is None
-    assert any("bfloat16 storage, float32 matrix product" in line for line in said), "says what is computed how"
+    reason = why_not_bfloat16()
+    product = "bfloat16 matrix product" if reason is None else f"bfloat16 storage, float32 matrix product ({reason})"
+    assert any(product in line for line in said), "says what is computed how"
+
+
+def test_without_onednn_the_plan_says_why_bfloat16_is_multiplied_in_float32(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(onednn, "_loaded", lambda: "no oneDNN here")
+    _, said = run(data, tmp_path, "model.precision=bfloat16")
+    assert any("bfloat16 storage, float32 matrix product (no oneDNN here)" in line for line in said)
 
 
 def test_scale_grows_backs_off_and_gives_up():
