@@ -6,6 +6,8 @@ import click
 
 from .attention_memory import attention_memory
 from .decode import decode
+from .event_training import events
+from .point_processes import point_processes
 from .step import step
 
 
@@ -17,6 +19,8 @@ def main() -> None:
 main.add_command(step)
 main.add_command(attention_memory)
 main.add_command(decode)
+main.add_command(point_processes)
+main.add_command(events)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

@@ -151,13 +151,21 @@ class TorchModel(nn.Module):
 
     def forward(self, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         """Mean loss in nats."""
+        return self.token_loss(self.hidden(batch), batch, label_smoothing)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the heads read (B, T, C)."""
         first, context = self._context(batch)
         x = self.embedding(batch.tokens, batch.times, first)
         for block in self.blocks:
             # The additive mask of all heads, T × T, would not fit for every block.
             x = checkpoint(block, x, context, use_reentrant=False) if self.recompute else block(x, context)
+        return self.final_norm(x)
+
+    def token_loss(self, hidden: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy of the next token in nats."""
         weight = self.embedding.token.weight if self.head is None else self.head.weight
-        logits = F.linear(self.final_norm(x), weight).flatten(0, 1)
+        logits = F.linear(hidden, weight).flatten(0, 1)
         return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=-1, label_smoothing=label_smoothing)
 
     def _context(self, batch: Batch) -> tuple[Tensor, Context]:

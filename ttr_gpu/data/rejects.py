@@ -15,16 +15,17 @@ class Rejects:
 
     Args:
         path: the file for rejects, opened on the first one; None: fail.
+        hint: what is added to the message of a failure.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path, self.count = path, 0
+    def __init__(self, path: Path | None = None, hint: str = " (--on-error skip sets such input aside)") -> None:
+        self.path, self.count, self._hint = path, 0, hint
         self._file: IO[str] | None = None
 
     def add(self, where: str, reason: str, content: str = "") -> None:
         """Reject one thing found at `where` ("file:line")."""
         if self.path is None:
-            raise UserError(f"{where}: {reason} (--on-error skip sets such input aside)")
+            raise UserError(f"{where}: {reason}{self._hint}")
         self.count += 1
         if self._file is None:
             self._file = self.path.open("w", encoding="utf-8")

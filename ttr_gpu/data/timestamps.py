@@ -75,6 +75,24 @@ class TimestampParser:
         return seconds if self.unit == 1.0 else seconds / self.unit
 
 
+def parse_span(text: str, unit: float, option: str) -> float:
+    """A positive span of time, "7d", "90 minutes" or a number of units, in units of `unit` seconds.
+
+    Raises UserError naming the option.
+    """
+    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzµ")
+    name = text.strip()[len(number) :]
+    try:
+        value = float(number)
+        seconds = unit_seconds(name) if name else unit
+    except (ValueError, UserError):
+        value = seconds = math.nan
+    if not (value > 0 and math.isfinite(value * seconds)):
+        short = ", ".join(f"{name} ({short})" for short, name in _SHORT.items() if short != "us")
+        raise UserError(f"{option}: got {text!r}, expected a span such as 7d, 12h or 30min; units: {short}")
+    return value * seconds / unit
+
+
 def date_text(
     time: float, unit: float, form: str = "%Y-%m-%d %H:%M:%S", milliseconds: bool = False
 ) -> str | None:  # fmt: skip

@@ -1,0 +1,83 @@
+"""A picture of a prediction: how many events until when, and of which types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.timestamps import date_text
+from .prediction import Prediction
+
+_BANDS = ((0.025, 0.975, "95 %"), (0.1, 0.9, "80 %"), (0.25, 0.75, "50 %"))
+_SHADES = ("#deebf7", "#9ecae1", "#4292c6")
+_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+_PAST_SHARE, _PATHS, _MOST_TYPES = 0.5, 8, 8
+
+
+def draw_fan_chart(path: Path, prediction: Prediction, names: Sequence[str], unit_seconds: float | None) -> Path:
+    """Draw what has happened and bands of what may come, a few futures, and expected numbers by type, to a PNG."""
+    from matplotlib.figure import Figure
+
+    scale, unit = _axis_unit(prediction.end - prediction.now, unit_seconds)
+    expected = prediction.expected_counts()
+    shown = [int(token) for token in np.argsort(-expected, kind="stable")[:_MOST_TYPES] if expected[token] > 0]
+    by_type = len(names) > 1 and bool(shown)
+    figure = Figure(figsize=(10, 4.2) if by_type else (7.5, 4.2), layout="constrained")
+    if by_type:
+        axes, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
+    else:
+        axes, bars = figure.subplots(), None
+    _draw_fan(axes, prediction, scale)
+    moment = None if unit_seconds is None else date_text(prediction.now, unit_seconds, "%Y-%m-%d %H:%M UTC")
+    since = moment if moment is not None and prediction.now * (unit_seconds or 1.0) > 1e8 else f"{prediction.now:g}"
+    axes.set(xlabel=f"{unit} after {since}", ylabel="events since then")
+    axes.set_title(f"{len(prediction.futures)} sampled futures of {prediction.history.name}", fontsize=11)
+    if bars is not None:
+        labels = [names[token] for token in shown]
+        drawn = bars.barh(labels, expected[shown], color="#4292c6")
+        bars.bar_label(drawn, fmt="%.2g", padding=3)
+        bars.invert_yaxis()
+        bars.margins(x=0.15)
+        bars.set_xlabel("expected events until the horizon")
+        bars.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _draw_fan(axes: Any, prediction: Prediction, scale: float) -> None:
+    """Counts relative to `now`: negative for what is past."""
+    now, end, past = prediction.now, prediction.end, prediction.history.times
+    moments = np.linspace(now, end, 200)
+    counts = prediction.counts(moments)
+    begin = now - _PAST_SHARE * (end - now)
+    recent = past[past > begin]
+    x = np.concatenate(([begin], recent, [now]))
+    y = np.concatenate(([-len(recent)], np.arange(1 - len(recent), 1), [0]))
+    axes.step((x - now) / scale, y, where="post", color="black", linewidth=1.5)
+    at = (moments - now) / scale
+    for (low, high, label), color in zip(_BANDS, _SHADES, strict=True):
+        lower, upper = np.quantile(counts, (low, high), axis=0, method="inverted_cdf")
+        axes.fill_between(at, lower, upper, step="post", color=color, linewidth=0, label=label)
+    for future in prediction.futures[:_PATHS]:
+        steps = np.concatenate(([now], future.times, [end]))
+        heights = np.concatenate((np.arange(len(future.times) + 1), [len(future.times)]))
+        axes.step((steps - now) / scale, heights, where="post", color="#636363", linewidth=0.5, alpha=0.7)
+    axes.step(at, np.median(counts, axis=0), where="post", color="#08306b", linewidth=2, label="median")
+    axes.axvline(0.0, color="#969696", linewidth=0.8, linestyle=":")
+    axes.set_xlim((begin - now) / scale, (end - now) / scale)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _axis_unit(span: float, unit_seconds: float | None) -> tuple[float, str]:
+    """What to divide times by, and the name of the unit that they are in then."""
+    if unit_seconds is None:
+        return 1.0, "positions"
+    for seconds, name in _UNITS:
+        if span * unit_seconds >= 2 * seconds:
+            return seconds / unit_seconds, name
+    return 1.0, f"units of {unit_seconds:g} s"
