@@ -40,6 +40,11 @@ class ModelConfig(BaseModel):
     time_features: Literal["none", "absolute", "gap", "both"] = Field(
         default="both", description="Time2Vec of the timestamp, of the gap since the event before, or both"
     )
+    time_pace: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="mean gap, in the data set's time unit: embeds how far a sequence is behind this pace; 0: not",
+    )
     time_features_dim: int = Field(default=32, ge=2, description="Time2Vec features of each kind")
     time_scale: float = Field(default=1.0, gt=0.0, description="typical gap, in the data set's time unit")
     time_span: float = Field(default=1000.0, gt=0.0, description="longest span of time, in the data set's time unit")
@@ -104,6 +109,7 @@ class ModelConfig(BaseModel):
 # What a preset fixes; everything else keeps its default. `gpt2` has the 124 M parameters of GPT-2 with its vocabulary:
 # a gated feed-forward has three matrices, so it is two thirds as wide.
 PRESETS: dict[str, dict[str, object]] = {
+    "pico": {"embed_dim": 32, "hidden_dim": 128, "num_layers": 2, "num_heads": 4},
     "nano": {"embed_dim": 64, "hidden_dim": 256, "num_layers": 2, "num_heads": 4},
     "tiny": {"embed_dim": 256, "hidden_dim": 1024, "num_layers": 4, "num_heads": 8},
     "small": {"embed_dim": 512, "hidden_dim": 1536, "num_layers": 8, "num_heads": 8},

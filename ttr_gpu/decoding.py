@@ -33,12 +33,12 @@ class ModelCache:
     Attributes:
         layers: one KeyValueCache per block (one LinearAttentionCache, where the model attends so).
         lengths: (R,) int64, positions of each sequence so far.
-        last_times: (R,) float64, when the newest of them happened.
+        last_times, first_times: (R,) float64, when the newest of them happened, and the first one.
     """
 
     def __init__(self, model: TransformerModel, sequences: int = 1, capacity: int | None = None) -> None:
         self.lengths = np.zeros(max(sequences, 0), np.int64)
-        self.last_times = np.zeros(max(sequences, 0))
+        self.last_times, self.first_times = np.zeros((2, max(sequences, 0)))
         self.layers: list[KeyValueCache | LinearAttentionCache] = [
             block.attention.new_cache(sequences, capacity, self.lengths) for block in model.blocks
         ]
@@ -58,17 +58,20 @@ class ModelCache:
         """Let other rings go on from where ring `source` is: for several continuations of one prompt."""
         for layer in self.layers:
             layer.copy(source, targets)
-        self.lengths[targets], self.last_times[targets] = self.lengths[source], self.last_times[source]
+        for known in (self.lengths, self.last_times, self.first_times):
+            known[targets] = known[source]
 
     def state(self, ring: int) -> dict[str, Array]:
-        """What is remembered of one sequence, beyond its length and last time: named copies, NumPy on a GPU too."""
+        """What is remembered of one sequence, beyond length, first and last time: named copies, NumPy on a GPU too."""
         return {
             f"layers.{index}.{name}": to_host(array)
             for index, layer in enumerate(self.layers)
             for name, array in layer.state(ring).items()
         }
 
-    def restore(self, ring: int, length: int, last_time: float, state: dict[str, Array]) -> None:
+    def restore(
+        self, ring: int, length: int, last_time: float, first_time: float, state: dict[str, Array]
+    ) -> None:  # fmt: skip
         """Let a ring go on from a `state`. ValueError if it is that of another model."""
         names = set(self.state(ring))
         if set(state) != names:
@@ -77,7 +80,7 @@ class ModelCache:
             prefix = f"layers.{index}."
             own = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
             layer.restore(ring, length, own)
-        self.lengths[ring], self.last_times[ring] = length, last_time
+        self.lengths[ring], self.last_times[ring], self.first_times[ring] = length, last_time, first_time
 
 
 def extend(
@@ -100,13 +103,19 @@ def extend(
     _check(model, tokens, times, cu_seqlens, counts, cache, rings)
     cache.layers[0].check_room(rings, counts)
     xp = model.backend.xp
-    new = Continuation(cu_seqlens, xp.asarray(times), cache.lengths[rings], xp.asarray(cache.last_times[rings]))
+    some = counts > 0
+    begins = some & (cache.lengths[rings] == 0)
+    first = cache.first_times[rings]
+    first[begins] = times[cu_seqlens[:-1][begins]]
+    new = Continuation(
+        cu_seqlens, xp.asarray(times), cache.lengths[rings], xp.asarray(cache.last_times[rings]), xp.asarray(first)
+    )
     x, _ = model.embedding.forward(xp.asarray(tokens), new)
     rope = model.blocks[0].rope(new)
     for block, layer in zip(model.blocks, cache.layers, strict=True):
         x = block.extend(x, new, rope, layer, rings)
     # Only now do they count: what fails or is interrupted before leaves the cache as it was.
-    some = counts > 0
+    cache.first_times[rings] = first
     cache.lengths[rings] += counts
     cache.last_times[rings[some]] = times[cu_seqlens[1:][some] - 1]
     return x
@@ -162,6 +171,8 @@ def _step(
         _check(model, tokens, times, np.arange(len(rings) + 1, dtype=np.int32), ones, cache, rings)
     cache.layers[0].check_room(rings, np.ones(1, np.int64))
     x, predicted = cache.fused.step(tokens, times, cache, rings, logits=logits)
+    if (begins := cache.lengths[rings] == 0).any():
+        cache.first_times[rings[begins]] = times[begins]
     cache.lengths[rings] += 1
     cache.last_times[rings] = times
     return x, predicted

@@ -25,7 +25,7 @@ from .nn.heads import TokenHead
 from .nn.parameter import Parameter, flatten
 from .nn.recompute import Dropped, Recompute, drop, restore
 from .nn.sequences import Sequences
-from .nn.time2vec import TimeEncoding
+from .nn.time2vec import TimeEncoding, time_kinds
 from .nn.time_head import TimeHead, TimeHeadSaved
 from .nn.transformer_block import TransformerBlock, TransformerBlockSaved
 from .precision import precision
@@ -89,11 +89,11 @@ class TransformerModel:
         self.precision = precision(precision_name or config.precision)
         rng = np.random.default_rng(seed)
         time = None
-        if config.time_features != "none":
+        if time_kinds(config.time_features, config.time_pace):
             time = TimeEncoding(
                 config.embed_dim, features=config.time_features, features_dim=config.time_features_dim,
-                scale=config.time_scale, span=config.time_span, precision=self.precision, rng=rng,
-                name="embedding.time",
+                scale=config.time_scale, span=config.time_span, pace=config.time_pace, precision=self.precision,
+                rng=rng, name="embedding.time",
             )  # fmt: skip
         self.embedding = TimedEmbedding(
             config.vocabulary_size, config.embed_dim, time=time, precision=self.precision, rng=rng,

@@ -12,7 +12,7 @@ from .threads import threads_option, use_threads
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--preset", default="tiny", show_default=True, help="Size of the model: nano, tiny, small or gpt2.")
+@click.option("--preset", help="Size of the model: pico, nano, tiny, small or gpt2; default: chosen from the data.")
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of weights, activations and matrix products; short for --set model.precision=...; default: float32.",
@@ -37,7 +37,7 @@ from .threads import threads_option, use_threads
 @threads_option
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
-    data: Path, preset: str, precision: str | None, config: Path | None, assignments: tuple[str, ...],
+    data: Path, preset: str | None, precision: str | None, config: Path | None, assignments: tuple[str, ...],
     name: str | None, out: Path, resume: str | None, plan: bool, memory_limit: str | None, profile: bool,
     device: str, threads: int | None, log_every: int,
 ) -> None:  # fmt: skip

@@ -52,7 +52,7 @@ def test_command_line(ttr, arguments, fragments):
         (["--set", "model.embed_dims=8"], ["did you mean model.embed_dim?"]),
         (["--set", "train.lr=fast"], ["train.lr: got 'fast'"]),
         (["--set", "train.lr"], ["expected key=value"]),
-        (["--preset", "nanoo"], ["--preset: got 'nanoo'", "nano, tiny, small, gpt2", "did you mean 'nano'?"]),
+        (["--preset", "nanoo"], ["--preset: got 'nanoo'", "pico, nano, tiny, small, gpt2", "did you mean 'nano'?"]),
         (["--config", "missing.toml"], ["missing.toml: no such file"]),
         (["--device", "gpu"], ["got gpu", "use --device cpu"]),
         (["--device", "tpu"], ["got 'tpu'", "auto, cpu or gpu"]),

@@ -21,7 +21,7 @@ from .next_event import NextEvent
 from .prompts import EventPrompts
 from .sampling import Sampling, probabilities
 
-FORMAT, FORMAT_VERSION = "ttr-gpu-stream", "1"
+FORMAT, FORMAT_VERSION = "ttr-gpu-stream", "2"
 # Events of one stream in one push from which on they are read as a prompt is, not one by one.
 _PACKED = 8
 
@@ -194,6 +194,7 @@ class EventStreams:
         metadata = {
             "format": FORMAT, "format_version": FORMAT_VERSION, "model": self._fingerprint(), "name": name,
             "length": str(self.cache.lengths[stream]), "last_time": float(self.cache.last_times[stream]).hex(),
+            "first_time": float(self.cache.first_times[stream]).hex(),
         }  # fmt: skip
         arrays = {"last": self._last[stream], **self.cache.state(stream)}
         temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -225,7 +226,8 @@ class EventStreams:
         compute = self.model.precision.compute
         arrays = {name: array.view(compute) if array.dtype == np.uint16 else array for name, array in arrays.items()}
         self._last[stream] = arrays.pop("last")
-        self.cache.restore(stream, int(metadata["length"]), float.fromhex(metadata["last_time"]), arrays)
+        last, first = (float.fromhex(metadata[name]) for name in ("last_time", "first_time"))
+        self.cache.restore(stream, int(metadata["length"]), last, first, arrays)
         return str(metadata.get("name", ""))
 
     def _fingerprint(self) -> str:

@@ -69,6 +69,13 @@ class Sequences:
         gaps[xp.asarray(starts[starts < self.total])] = 0.0
         return gaps
 
+    def elapsed(self) -> Array:
+        """(total,) float64: time since the first position of its sequence."""
+        xp = array_module(self.times)
+        starts, lengths = self.cu_seqlens[:-1], np.diff(self.cu_seqlens)
+        elapsed: Array = self.times - self.times[xp.asarray(np.repeat(starts, lengths))]
+        return elapsed
+
     def rope(self, dim: int, base: float, dtype: DType) -> RopeTable:
         """The rotation of every row, by its position in its own sequence."""
         xp, positions = array_module(self.times), self.positions()

@@ -23,26 +23,43 @@ class TimeEncodingSaved:
     project: LinearSaved
 
 
+# Of s(u), whose range is about ±10 for sequences of some thousand events.
+_PACE_PERIODS = 24.0, 1.0
+
+
+def time_kinds(features: str, pace: float) -> list[str]:
+    """The parts of a TimeEncoding, in order; none where nothing of time is embedded."""
+    kinds = {"none": [], "both": ["absolute", "gap"]}.get(features, [features])
+    return [*kinds, "pace"] if pace else kinds
+
+
 class TimeEncoding:
-    """y = W · [time2vec(t / span), time2vec(log(1 + gap / scale))], either part or both.
+    """y = W · [time2vec(t / span), time2vec(log(1 + gap / scale)), time2vec(s(u))], any of the parts.
 
     Timestamps are divided by the longest span, so that one optimizer step turns a phase by at most the learning rate
     whatever the unit; the periods begin spread evenly in log between `scale` and `span`. Gaps enter as logarithms: they
     range over many orders of magnitude.
+
+    u = time since the sequence began / pace − number of events since: how far the sequence is behind a steady pace (for
+    one event per mean gap, the compensated count of a Poisson process). Where what was missed is made up for, or what
+    was too much is followed by a rest, the next event depends on it, and attention, an average, would have to sum up
+    the whole past to know it. s(u) = sign(u) log(1 + |u|).
     """
 
     def __init__(
-        self, embed_dim: int, *, features: str, features_dim: int, scale: float, span: float, precision: Precision,
-        rng: np.random.Generator, name: str,
+        self, embed_dim: int, *, features: str, features_dim: int, scale: float, span: float, pace: float = 0.0,
+        precision: Precision, rng: np.random.Generator, name: str,
     ) -> None:  # fmt: skip
-        self.span, self.scale, self.precision = max(span, scale), scale, precision
-        self.kinds = ["absolute", "gap"] if features == "both" else [features]
+        self.span, self.scale, self.pace, self.precision = max(span, scale), scale, pace, precision
+        self.kinds = time_kinds(features, pace)
         master = precision.master
         self.frequency: list[Parameter] = []
         self.phase: list[Parameter] = []
         for kind in self.kinds:
             if kind == "absolute":
                 longest, shortest = 1.0, self.scale / self.span
+            elif kind == "pace":
+                longest, shortest = _PACE_PERIODS
             else:
                 longest, shortest = 2 * np.log1p(self.span / self.scale) + 1.0, 1.0
             periods = np.geomspace(longest, shortest, features_dim - 1)
@@ -69,6 +86,9 @@ class TimeEncoding:
         for index, (kind, frequency, phase) in enumerate(zip(self.kinds, self.frequency, self.phase, strict=True)):
             if kind == "absolute":
                 t = xp.divide(times, self.span, out=empty(times.shape, times.dtype, times))
+            elif kind == "pace":
+                behind = sequences.elapsed() / self.pace - xp.asarray(sequences.positions())
+                t = xp.sign(behind) * xp.log1p(xp.abs(behind))
             else:
                 t = sequences.gaps()
                 xp.log1p(xp.divide(t, self.scale, out=t), out=t)

@@ -103,11 +103,46 @@ _FROM_DATA = {f"model.time_{name}" for name in ("scale", "span", "components", "
 
 # Small models meet small data, and overfit them without dropout.
 _DROPOUT = {"attention": 0.1, "feed_forward": 0.1, "residual": 0.1}
-_PRESET_DROPOUT = {"nano": _DROPOUT, "tiny": _DROPOUT}
+_PRESET_DROPOUT = {"pico": _DROPOUT, "nano": _DROPOUT, "tiny": _DROPOUT}
+
+# Sizes by the number of training events up to which they are chosen.
+_EVENT_SIZES = ((60_000, "pico"), (2_000_000, "nano"))
+_EVENT_BATCH, _EVENT_STEPS = 1024, 800
 
 
-def resolve_config(from_data: dict[str, Any], preset: str, file: Path | None, assignments: list[str]) -> RunConfig:
-    """Later ones win: what the data set says, the preset, the TOML file, `--set key=value`.
+def choose_preset(kind: str, targets: int, mean_gap: float | None = None) -> tuple[str, dict[str, Any]]:
+    """Where no preset is named: a size for the data, and settings that belong to it, nested like a run's configuration.
+
+    Those of events are one set for all data (docs/time_modelling.md has what they reach): small steps, enough of them
+    also for few data, and an average of the weights against overfitting those. Attention's dropout is off: what an
+    average over the past tells drowns in its noise.
+
+    Args:
+        kind: of the data set, "events" or "text".
+        targets: gaps, or tokens, to be predicted in the training split; mean_gap: of the former.
+    """
+    if kind != "events":
+        return "tiny", {}
+    preset = next((name for most, name in _EVENT_SIZES if targets <= most), "tiny")
+    batch = min(_EVENT_BATCH, max(1, targets // 4))
+    width: Any = PRESETS[preset]["embed_dim"]
+    return preset, {
+        "model": {
+            "time_features": "gap", "time_pace": mean_gap or 0.0, "window": 128,
+            "dropout": {**_DROPOUT, "attention": 0.0},
+        },
+        "train": {
+            "tokens_per_batch": batch, "max_length": batch, "lr": min(4e-3, 2e-3 * (256 / width) ** 0.5), "ema": 0.99,
+            "epochs": float(max(10, round(_EVENT_STEPS * batch / max(targets, 1)))),
+        },
+    }  # fmt: skip
+
+
+def resolve_config(
+    from_data: dict[str, Any], preset: str, file: Path | None, assignments: list[str],
+    defaults: dict[str, Any] | None = None,
+) -> RunConfig:  # fmt: skip
+    """Later ones win: what the data set says, the preset, `defaults`, the TOML file, `--set key=value`.
 
     Raises UserError for an unknown preset or key (with the nearest one), a value of the wrong type, a broken file.
     """
@@ -118,6 +153,7 @@ def resolve_config(from_data: dict[str, Any], preset: str, file: Path | None, as
     merged: dict[str, Any] = {"model": {**from_data, **PRESETS[preset]}, "train": {}}
     if preset in _PRESET_DROPOUT:
         merged["model"]["dropout"] = dict(_PRESET_DROPOUT[preset])
+    _merge(merged, defaults or {}, "defaults")
     if file is not None:
         _merge(merged, _read_toml(file), f"{file}")
     return override(merged, assignments)

@@ -20,6 +20,7 @@ from ..data.batches import Batch
 from ..errors import UserError
 from ..model import TransformerModel, attention_pairs
 from ..nn.recompute import Policy, Recompute
+from ..nn.time2vec import time_kinds
 from .config import RunConfig
 from .muon import hidden_matrices
 
@@ -106,7 +107,7 @@ def _activations(model: TransformerModel, config: RunConfig, recompute: Recomput
         "none": whole, "block": 0, "attention": whole - attention, "feed_forward": whole - feed_forward
     }  # fmt: skip
     # Before the first block: its input, Time2Vec features and their arguments, cosines and sines, the batch itself.
-    kinds = {"none": 0, "both": 2}.get(shape.time_features, 1)
+    kinds = len(time_kinds(shape.time_features, shape.time_pace))
     before = stream + kinds * (item * shape.time_features_dim + 8) + 4 * shape.head_dim + 24
     # With the last block's output, which the head's norm keeps: the head's gradient of it, losses, best tokens.
     after = stream + 4 + 8

@@ -22,7 +22,7 @@ from ..infer.report import compare, floors
 from ..memory import keep_freed_memory
 from ..model import TransformerModel
 from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint, open_newest
-from .config import RunConfig, override, resolve_config
+from .config import RunConfig, choose_preset, override, resolve_config
 from .memory_plan import table
 from .metrics import duration
 from .plan import costs_of_policies, fitted, loaded_program, make_plan
@@ -38,7 +38,7 @@ class RunOptions:
     """What `ttr-gpu train` is told."""
 
     data: Path
-    preset: str = "tiny"
+    preset: str | None = None
     config: Path | None = None
     assignments: tuple[str, ...] = ()
     out: Path = Path("runs")
@@ -153,7 +153,12 @@ def _new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
         "vocabulary_size": dataset.vocabulary_size, "time_scale": dataset.gap.get("median_nonzero") or 1.0,
         "time_span": _span(dataset), **_time_model(dataset),
     }  # fmt: skip
-    config = resolve_config(from_data, options.preset, options.config, list(options.assignments))
+    preset, defaults = options.preset, dict[str, Any]()
+    if preset is None:
+        split = dataset.split("train")
+        targets = split.token_count - split.sequences
+        preset, defaults = choose_preset(dataset.kind, targets, dataset.gap.get("mean"))
+    config = resolve_config(from_data, preset, options.config, list(options.assignments), defaults)
     if config.model.vocabulary_size < dataset.vocabulary_size:
         raise UserError(
             f"model.vocabulary_size: got {config.model.vocabulary_size}, expected at least "

@@ -21,7 +21,7 @@ from ttr_gpu.data.preprocess import preprocess
 from ttr_gpu.errors import TrainingDiverged, UserError
 from ttr_gpu.memory import available_bytes, resident_bytes
 from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
-from ttr_gpu.train.config import config_keys, key_table, resolve_config
+from ttr_gpu.train.config import choose_preset, config_keys, key_table, resolve_config
 from ttr_gpu.train.metrics import duration, read_metrics
 from ttr_gpu.train.run import RunOptions, train
 from ttr_gpu.train.schedule import learning_rate
@@ -245,6 +245,20 @@ def test_wrong_assignments(assignment, message):
     with pytest.raises(UserError) as error:
         resolve(assignment)
     assert message in str(error.value)
+
+
+def test_without_a_preset_the_data_choose_one():
+    assert choose_preset("text", 10) == ("tiny", {})
+    sizes = [choose_preset("events", targets)[0] for targets in (2, 39_000, 94_000, 10**7)]
+    assert sizes == ["pico", "pico", "nano", "tiny"]
+    for targets in (1, 3, 500, 39_000, 94_000, 10**7):
+        preset, defaults = choose_preset("events", targets)
+        config = resolve_config({"vocabulary_size": 9}, preset, None, ["train.ema=none"], defaults)
+        assert config.model.dropout.attention == 0 < config.model.dropout.residual
+        assert config.train.ema is None, "--set wins"
+        # A batch that the data can fill, and enough steps for few data.
+        assert config.train.max_length <= config.train.tokens_per_batch <= targets
+        assert config.train.epochs * targets / config.train.tokens_per_batch >= 0.9 * min(800, 10 * targets)
 
 
 def test_precedence_and_files(tmp_path):
