@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..figures import pyplot, save
+from ..figures import save, subplots
 from .evaluation import Evaluation
 from .floors import Floor, lowest
 
@@ -21,9 +21,8 @@ def plot_evaluation(result: Evaluation, beside: list[Floor], path: Path) -> Path
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--plot: got {path}, expected a file name that ends in .png")
-    plt = pyplot()
     panels = 1 if result.gaps is None else 3
-    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.6), dpi=120, squeeze=False, constrained_layout=True)
+    figure, axes = subplots(1, panels, figsize=(4.2 * panels, 3.6), dpi=120, squeeze=False)
     (*gap_axes, last) = axes[0]
     marginal = next((floor.gaps for floor in beside if floor.gaps is not None), None)
     if result.gaps is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import pyplot, save
+from ..figures import save, subplots
 from .checkpoint import Checkpoint
 from .metrics import read_metrics
 
@@ -18,13 +18,10 @@ _POINTS = 200
 
 def plot_run(folder: Path, floor: tuple[str, float] | None = None) -> Path:
     """Draw `plots/loss.png` from a run's metrics: training loss, validation loss, a floor, and the learning rate."""
-    plt = pyplot()
     steps, evaluations = _by_step(folder, "step"), _by_step(folder, "validation")
     x = np.array(sorted(steps))
     loss = np.array([steps[s]["loss"] for s in x])
-    figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(_WIDTH, 5.5), dpi=_DPI, sharex=True, height_ratios=[4, 1], constrained_layout=True
-    )
+    figure, (upper, lower) = subplots(2, 1, figsize=(_WIDTH, 5.5), dpi=_DPI, sharex=True, height_ratios=[4, 1])
     upper.plot(x, loss, color="#9ecae1", linewidth=0.7, label="training, each step")
     width = max(1, len(x) // 50)
     if len(x) > 2 * width:
@@ -47,8 +44,7 @@ def plot_run(folder: Path, floor: tuple[str, float] | None = None) -> Path:
 
 def plot_training(folders: list[Path], path: Path) -> Path:
     """Draw runs beside each other: training and validation loss, gradient norm, and tokens per second, over steps."""
-    plt = pyplot()
-    figure, axes = plt.subplots(3, 1, figsize=(_WIDTH, 8), dpi=_DPI, sharex=True, constrained_layout=True)
+    figure, axes = subplots(3, 1, figsize=(_WIDTH, 8), dpi=_DPI, sharex=True)
     for number, folder in enumerate(folders):
         color = f"C{number % 10}"
         steps, evaluations = _by_step(folder, "step"), _by_step(folder, "validation")
@@ -76,18 +72,15 @@ def plot_decay(checkpoint: Checkpoint, path: Path) -> Path | None:
 
     Returns None, and draws nothing, if the model has no time bias.
     """
-    plt = pyplot()
     model = checkpoint.load_model()
     config = model.config
     ages = np.geomspace(0.01 * config.time_scale, max(config.time_span, config.time_scale), _POINTS)
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(model.blocks), 1, figsize=(_WIDTH, 1 + 2 * len(model.blocks)), dpi=_DPI, sharex=True, squeeze=False,
-        constrained_layout=True,
     )  # fmt: skip
     for index, (block, axis) in enumerate(zip(model.blocks, axes[:, 0], strict=True)):
         decay = block.attention.decay()
         if decay is None:
-            plt.close(figure)
             return None
         for head, (rate, tau) in enumerate(zip(decay.rate, decay.tau, strict=True)):
             u = ages / float(tau)
