@@ -16,12 +16,11 @@ from ..errors import UserError
 from ..model import TransformerModel
 from ..nn.gap_distribution import GapDistribution
 from .histories import History
+from .next_event import NextEvent
 from .sampling import Sampler, Sampling, probabilities
 
 # Memory that the caches of futures drawn side by side may take.
 _CACHE_BYTES = 256 << 20
-# A wait that the model holds for less likely than this is beyond what float64 can be conditioned on.
-_LEAST_SURVIVAL = 1e-12
 
 
 def parse_quantiles(text: str) -> tuple[float, ...]:
@@ -157,7 +156,7 @@ class Predictor:
         if not now >= last:
             raise UserError(f"now: got {now!r}, expected a time not before that of the last event, {last!r}")
         first = _First(self, history, now - last)
-        times = {p: last + first.quantile(p) for p in quantiles}
+        times = dict(zip(quantiles, first.next.quantiles(list(quantiles)).tolist(), strict=True))
         futures: list[Future] = []
         end = now + horizon - self.origin
         length = len(first.tokens) + max_events
@@ -166,7 +165,7 @@ class Predictor:
         for begin in range(0, samples, at_once):
             chosen = np.arange(begin, min(begin + at_once, samples))
             futures += self._futures(first, chosen, samples, end, max_events, seed, sampler)
-        return Prediction(history, now, now + horizon, first.survival, times, first.types, futures)
+        return Prediction(history, now, now + horizon, first.survival, times, first.next.types, futures)
 
     def _futures(
         self, first: _First, chosen: Array, samples: int, end: float, max_events: int, seed: int, sampler: Sampler
@@ -216,19 +215,15 @@ class _First:
         cache = model.new_cache(1, len(self.tokens))
         starts = np.array([0, len(self.tokens)], np.int32)
         outputs = model.prefill_outputs(self.tokens, self.times, starts, cache, np.array([0]))
-        self.gap = model.next_gap(outputs)
-        self.types = probabilities(to_host(model.next_logits(outputs))[:, : predictor.types], Sampling())[0]
-        self.wait = wait
+        self.gap, self.wait, last = model.next_gap(outputs), wait, float(history.times[-1])
+        types = probabilities(to_host(model.next_logits(outputs))[:, : predictor.types], Sampling())[0]
+        self.next = NextEvent(types, last, last + wait, self.gap)
         self.survival = float(np.exp(self.gap.log_survival(np.array([wait])))[0]) if wait > 0 else 1.0
-        if self.survival < _LEAST_SURVIVAL:
+        if not self.survival > 0:
             raise UserError(
-                f"now: got {float(history.times[-1]) + wait!r}, {wait:g} after the last event; expected an earlier "
-                "time, since the model gives so long a wait no probability"
+                f"now: got {last + wait!r}, {wait:g} after the last event; expected an earlier time, since the model "
+                "gives so long a wait no probability"
             )
-
-    def quantile(self, probability: float) -> float:
-        """Of the gap, given that it is longer than the wait."""
-        return float(self.gap.quantile(np.array([1 - self.survival * (1 - probability)]))[0])
 
     def draw(self, samples: Array, seed: int) -> Array:
         """The first gaps of these samples."""
@@ -237,10 +232,8 @@ class _First:
             everyone = self.gap[np.zeros(count, np.int64)]
             return everyone.sample(seed=seed, offset=0)[samples]
         uniform = (philox_words(samples, seed, 0)[:, 0].astype(np.float64) + 0.5) / 2.0**32
-        share = 1 - self.survival * (1 - uniform)
-        drawn: Array = self.gap[np.zeros(len(samples), np.int64)].quantile(share)
-        # Rounding must not put an event into the time that is known to have none.
-        return np.maximum(drawn, self.wait)
+        drawn: Array = self.gap.quantiles_after(uniform, np.array([self.wait]))[0]
+        return drawn
 
 
 def _draw(gap: GapDistribution, chosen: Array, samples: int, seed: int, step: int) -> Array:
