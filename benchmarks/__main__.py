@@ -9,6 +9,7 @@ from .decode import decode
 from .event_training import events
 from .point_processes import point_processes
 from .step import step
+from .training import training
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,6 +22,7 @@ main.add_command(attention_memory)
 main.add_command(decode)
 main.add_command(point_processes)
 main.add_command(events)
+main.add_command(training)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

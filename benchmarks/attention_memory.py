@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import re
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from .harness import Contender, machine, result_file, write_result
+from .harness import Contender, machine, peak_memory, reset_peak_memory, result_file, write_result
 
 HEADS, DIM = 8, 32
 MIB = 1 << 20
@@ -29,10 +25,10 @@ def make_measurement(length: int, threads: int) -> Callable[[], dict[str, Any]]:
     inputs = _inputs(length)
 
     def measure() -> dict[str, Any]:
-        before, method = _reset_peak()
+        before, method = reset_peak_memory()
         results = _run(inputs)
         return {
-            "peak_bytes": _peak(method) - before, "result_bytes": sum(array.nbytes for array in results),
+            "peak_bytes": peak_memory(method) - before, "result_bytes": sum(array.nbytes for array in results),
             "method": method,
         }  # fmt: skip
 
@@ -56,31 +52,6 @@ def _run(inputs: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
     out, saved = attention_forward(**forward)
     dq, dk, dv, _ = attention_backward(inputs["dout"], saved)
     return [out, saved.log_normalizer, dq, dk, dv]
-
-
-def _reset_peak() -> tuple[int, str]:
-    """Resident memory now, from which the peak counts, and where the peak is read."""
-    with contextlib.suppress(OSError, AttributeError):
-        # What the compiler has freed goes back to the system; otherwise the arrays would hide in it.
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        # Sets VmHWM to what is resident now (Linux, Documentation/filesystems/proc.rst).
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS"), "VmHWM"
-    except OSError:
-        # The peak since the process began: too small a difference if compiling took more than is resident now.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "ru_maxrss"
-
-
-def _peak(method: str) -> int:
-    return _status("VmHWM") if method == "VmHWM" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _status(field: str) -> int:
-    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status has no {field}")
-    return 1024 * int(found[1])
 
 
 @click.command("attention-memory")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
 import platform
 import re
+import resource
 import statistics
 import time
 import traceback
@@ -120,6 +123,32 @@ def ratio(slower: Sequence[Sequence[Call]], faster: Sequence[Sequence[Call]]) ->
     """Time over time, turn by turn: each turn's median beside that of the turn next to it."""
     medians = [[statistics.median(call.seconds for call in turn) for turn in turns] for turns in (slower, faster)]
     return Spread.of([a / b for a, b in zip(*medians, strict=True)])
+
+
+def reset_peak_memory() -> tuple[int, str]:
+    """Resident memory of this process now, from which the peak counts, and where the peak is read."""
+    with contextlib.suppress(OSError, AttributeError):
+        # What the compiler has freed goes back to the system; otherwise the arrays would hide in it.
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        # Sets VmHWM to what is resident now (Linux, Documentation/filesystems/proc.rst).
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS"), "VmHWM"
+    except OSError:
+        # The peak since the process began: too small a difference if compiling took more than is resident now.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "ru_maxrss"
+
+
+def peak_memory(method: str) -> int:
+    """Bytes that were resident at the most since, by the method that `reset_peak_memory` found."""
+    return _status("VmHWM") if method == "VmHWM" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status has no {field}")
+    return 1024 * int(found[1])
 
 
 def machine() -> dict[str, Any]:

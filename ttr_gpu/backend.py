@@ -108,6 +108,14 @@ def to_host(array: Any) -> Array:
     return host
 
 
+def copy_to_host(target: Array, source: Array) -> None:
+    """target[...] = source, where target is a NumPy array of its shape and dtype; waits for a GPU's."""
+    if isinstance(source, np.ndarray):
+        np.copyto(target, source)
+    else:
+        source.get(out=target)
+
+
 def copy_into(target: Array, source: Array) -> None:
     """target[...] = source, a NumPy array of its shape; target may be on a GPU."""
     if isinstance(target, np.ndarray):

@@ -60,6 +60,11 @@ class ModelConfig(BaseModel):
     )
     time_zero_gap: float = Field(default=1.0, gt=0.0, description="what a gap of zero is scored as")
     tied_head: bool = Field(default=False, description="the token head shares the embedding's matrix")
+    mup_base_width: int | None = Field(
+        default=None,
+        ge=1,
+        description="width at which learning rates were tuned: initial sizes and rates then follow embed_dim (muP)",
+    )
     norm_eps: float = Field(default=1e-6, gt=0.0)
     dropout: DropoutConfig = DropoutConfig()
     precision: Literal["float32", "bfloat16", "float16"] = Field(
@@ -75,6 +80,15 @@ class ModelConfig(BaseModel):
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"num_kv_heads: got {self.num_kv_heads}, expected a divisor of num_heads ({self.num_heads})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _width_is_free(self) -> ModelConfig:
+        if self.mup_base_width is not None and self.tied_head:
+            raise ValueError(
+                "tied_head: got true, expected false with mup_base_width: an embedding's rate does not follow the "
+                "width, a head's does"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from .nn.embedding import TimedEmbedding, TimedEmbeddingSaved
 from .nn.final_norm import FinalNorm
 from .nn.gap_distribution import GapDistribution
 from .nn.heads import TokenHead
+from .nn.mup import scale_with_width
 from .nn.parameter import Parameter, flatten
 from .nn.recompute import Dropped, Recompute, drop, restore
 from .nn.sequences import Sequences
@@ -127,6 +128,9 @@ class TransformerModel:
         if self.time_head is not None:
             ends += self.time_head.parameters
         self.parameters: list[Parameter] = [*self.embedding.parameters, *blocks, *ends]
+        if config.mup_base_width is not None:
+            heads = [self.head.weight, *([] if self.time_head is None else [self.time_head.weight])]
+            scale_with_width([p for p in blocks if p.decay], heads, config.mup_base_width / config.embed_dim)
         # The blocks' matrices lie together: an optimizer may treat them in its own way.
         self.flat = flatten([*blocks, *self.embedding.parameters, *ends], backend.xp)
         self.arena = Arena(backend.xp)
@@ -191,7 +195,9 @@ class TransformerModel:
         dnormed = self.head.loss_backward(dloss, saved.head)
         if self.time_head is not None and saved.time_head is not None:
             of_gaps = self.time_head.loss_backward(dloss * saved.time_weight, saved.time_head)
-            dnormed += contiguous(of_gaps, dnormed.dtype)
+            # What overflows in float16 is found by the gradient's norm, and the step skipped.
+            with np.errstate(over="ignore", invalid="ignore"):
+                dnormed += contiguous(of_gaps, dnormed.dtype)
         dx = self.final_norm.backward(dnormed, saved.final_norm)
         while saved.blocks:
             # Taken off the list, so that a block's activations are freed as soon as they have served.
@@ -286,22 +292,12 @@ class TransformerModel:
         for p in self.parameters:
             if not _finite(p.value):
                 return f"parameter {p.name}"
-        batch = self.backend.place(batch)
-        sequences = Sequences(batch.cu_seqlens, batch.times)
         with np.errstate(all="ignore"):
-            x, _ = self.embedding.forward(batch.tokens, sequences)
-            if not _finite(x):
-                return "embedding"
-            rope = self.blocks[0].rope(sequences)
-            for index, block in enumerate(self.blocks):
-                x, saved = block.forward(x, sequences, rope, dropout)
-                if not _finite(saved.attention.output.x):
-                    return f"blocks.{index}.attention"
-                if not _finite(saved.feed_forward_norm.x):
-                    return f"blocks.{index}.attention (after its output projection)"
+            for name, x in self.activations(batch, dropout):
                 if not _finite(x):
-                    return f"blocks.{index}.feed_forward"
+                    return name
             normed = self.final_norm(x)
+            batch = self.backend.place(batch)
             loss, _ = self.head.loss_forward(normed, batch.targets, gradients=False)
             if not np.isfinite(float(loss)):
                 return "head"
@@ -309,6 +305,23 @@ class TransformerModel:
                 gaps = batch.target_times - batch.times
                 loss, _ = self.time_head.loss_forward(normed, gaps, batch.targets >= 0)
         return None if np.isfinite(float(loss)) else "time_head"
+
+    def activations(self, batch: PackedTokens, dropout: DropoutKey | None = None) -> Iterator[tuple[str, Array]]:
+        """(name, output) of each layer in the order of a forward, which is run for it; the last is the head's input.
+
+        "….attention" is the heads' mixed values, "….attention.output" and "….feed_forward" the residual stream after
+        each half of a block.
+        """
+        batch = self.backend.place(batch)
+        sequences = Sequences(batch.cu_seqlens, batch.times)
+        x, _ = self.embedding.forward(batch.tokens, sequences)
+        yield "embedding", x
+        rope = self.blocks[0].rope(sequences)
+        for index, block in enumerate(self.blocks):
+            x, saved = block.forward(x, sequences, rope, dropout)
+            yield f"blocks.{index}.attention", saved.attention.output.x
+            yield f"blocks.{index}.attention.output", saved.feed_forward_norm.x
+            yield f"blocks.{index}.feed_forward", x
 
     def flops(self, batch: PackedTokens) -> float:
         """Floating-point operations of one forward and backward: 6 per matrix weight and token, and attention's."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ttr_gpu.train.live import LiveTable
+    from ttr_gpu.train.run import RunOptions
 
 from .threads import threads_option, use_threads
 
@@ -24,6 +30,10 @@ from .threads import threads_option, use_threads
 @click.option("--name", help="Name of the run; default: that of the data, and the time.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--resume", metavar="RUN", help="Go on with a run (its folder, a checkpoint, or 'auto': the latest).")
+@click.option(
+    "--sweep", type=click.Path(path_type=Path), metavar="FILE",
+    help="A run for each choice of settings in this TOML file (docs/training.md), or of a Slurm array task.",
+)  # fmt: skip
 @click.option("--plan", is_flag=True, help="Print the plan, and memory and time of each train.recompute; don't train.")
 @click.option(
     "--memory-limit", metavar="SIZE", help="Such as 4GiB: train.recompute becomes the cheapest policy that fits."
@@ -33,13 +43,21 @@ from .threads import threads_option, use_threads
     is_flag=True,
     help="Time steps 4 to 8 by operation: a table, and a trace in the run's folder.",
 )
+@click.option(
+    "--watch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Every N steps: size of each layer's activations and gradients.",
+)
+@click.option("--tracker", type=click.Choice(["wandb", "trackio"]), help="Send the metrics there too.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
 @threads_option
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
     data: Path, preset: str | None, precision: str | None, config: Path | None, assignments: tuple[str, ...],
-    name: str | None, out: Path, resume: str | None, plan: bool, memory_limit: str | None, profile: bool,
-    device: str, threads: int | None, log_every: int,
+    name: str | None, out: Path, resume: str | None, sweep: Path | None, plan: bool,
+    memory_limit: str | None, profile: bool, watch: int | None, tracker: str | None, device: str,
+    threads: int | None, log_every: int,
 ) -> None:  # fmt: skip
     """Train a model on DATA, a data set made by `ttr-gpu preprocess`.
 
@@ -59,17 +77,45 @@ def train(
     if memory_limit is not None and any(text.strip().startswith("train.recompute") for text in assignments):
         raise click.UsageError("--memory-limit: cannot be combined with --set train.recompute, which it chooses")
     limit = None if memory_limit is None else in_bytes(memory_limit)
-    options = RunOptions(data, preset, config, assignments, out, name, resume, device, log_every, limit, profile)
+    options = RunOptions(
+        data, preset, config, assignments, out, name, resume, device, log_every, limit, profile, watch or 0, tracker
+    )
+    if sweep is not None:
+        _sweep(options, sweep, plan)
+        return
     if plan:
         show_plan(options, click.echo)
         return
     try:
-        outcome = run(options, click.echo)
+        outcome = run(options, *output())
     except TrainingDiverged as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     if outcome.signal_number is not None:
         sys.exit(128 + outcome.signal_number)
+
+
+def _sweep(options: RunOptions, path: Path, plan: bool) -> None:
+    from ttr_gpu.train.sweep import run_sweep
+
+    if options.resume is not None or plan:
+        raise click.UsageError(
+            f"--sweep: cannot be combined with --{'plan' if plan else 'resume'}; the same command again goes on with a "
+            "sweep"
+        )
+    stopped = run_sweep(options, path, output)
+    if stopped is not None and stopped.signal_number is not None:
+        sys.exit(128 + stopped.signal_number)
+
+
+def output() -> tuple[Callable[[str], None], LiveTable | None]:
+    """Where lines go, and the table of steps if this is a terminal."""
+    if not sys.stdout.isatty():
+        return click.echo, None
+    from ttr_gpu.train.live import LiveTable
+
+    live = LiveTable()
+    return live.line, live
 
 
 def _refuse_with_resume(*names: str) -> None:

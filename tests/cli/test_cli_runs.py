@@ -13,11 +13,13 @@ from ttr_gpu.train.checkpoint import list_checkpoints
 
 
 def test_plot(ttr, run, tmp_path):
-    ttr("plot", run, "-o", tmp_path / "one").ok("training.png", "decay.png")
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"training.png", "decay.png"}
+    ttr("plot", run, "-o", tmp_path / "one").ok("training.png", "decay.png", "periods.png")
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"training.png", "decay.png", "periods.png"}
     shutil.copytree(run, tmp_path / "other")
     ttr("plot", run, tmp_path / "other", "-o", tmp_path / "two").ok("decay-other.png")
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"training.png", "decay-run.png", "decay-other.png"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "training.png", "decay-run.png", "decay-other.png", "periods-run.png", "periods-other.png",
+    }  # fmt: skip
     ttr("plot", tmp_path / "other").ok(str(tmp_path / "other" / "plots" / "training.png"))
     ttr("plot", tmp_path / "nothing").error("nothing: no such folder")
     ttr("plot", list_checkpoints(run)[0]).error("has no metrics.jsonl, expected the folder of a run")

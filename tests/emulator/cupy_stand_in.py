@@ -207,9 +207,16 @@ class ndarray:
     def base(self) -> ndarray | None:
         return None if self.host.base is None else ndarray(self.host.base)
 
-    def get(self) -> np.ndarray[Any, Any]:
+    def get(self, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
         _wait()
-        return self.host.copy()
+        if out is None:
+            return self.host.copy()
+        if not isinstance(out, np.ndarray) or out.shape != self.shape or out.dtype != self.dtype:
+            raise TypeError("get: expected a NumPy array of this shape and dtype")
+        if not out.flags.c_contiguous:
+            raise ValueError("get: expected a C-contiguous array")
+        out[...] = self.host
+        return out
 
     def set(self, values: np.ndarray[Any, Any]) -> None:
         if not isinstance(values, np.ndarray) or values.shape != self.shape or values.dtype != self.dtype:

@@ -44,20 +44,22 @@ class Split:
 
     def read(self, begin: int, end: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Tokens [begin, end) as int32, and their times as float64 relative to the data set's origin."""
+        found, name = [], "tokens"
         try:
-            arrays = self._arrays["tokens"], self._arrays["times"]
-            for array in arrays:
+            for name in ("tokens", "times"):
+                array = self._arrays[name]
                 if (lost := lost_shard(array, begin, end)) is not None:
                     raise UserError(f"{lost}: is missing; copy the data set again or preprocess anew")
-            tokens, times = (array[begin:end] for array in arrays)
+                found.append(array[begin:end])
         except UserError:
             raise
         except Exception as error:  # zarr and its codecs raise many kinds
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{self.path}/{self.name}: a shard cannot be read ({reason}); "
+                f"{self.path}/{self.name}/{name}: a shard cannot be read ({reason}); "
                 f"`ttr-gpu inspect --verify {self.path}` names it; copy the data set again or preprocess anew"
             ) from None
+        tokens, times = found
         return tokens.astype(np.int32), times
 
 

@@ -22,11 +22,14 @@ class Parameter:
         value: in the master dtype (float32).
         gradient: like value; backwards add to it.
         decay: whether the optimizer's weight decay applies (to matrices, not to gains, biases and decay rates).
+        rate: learning rate relative to the run's, 1 but for matrices of a model whose learning is independent of its
+            width (`model.mup_base_width`).
     """
 
     name: str
     value: Array
     decay: bool = True
+    rate: float = 1.0
     gradient: Array = field(init=False)
     _cast: Array | None = field(init=False, default=None, repr=False)
     _cast_is_current: bool = field(init=False, default=False, repr=False)

@@ -10,6 +10,7 @@ from ttr_kernels.common.arrays import Array, array_module, empty
 from ttr_kernels.matmul import LinearSaved, linear_backward, linear_forward
 from ttr_kernels.time2vec import Time2VecSaved, time2vec_backward, time2vec_forward
 
+from ..backend import to_host
 from ..precision import Precision
 from .parameter import Parameter, normal
 from .sequences import Sequences
@@ -77,6 +78,18 @@ class TimeEncoding:
     def parameters(self) -> list[Parameter]:
         """All parameters, in the order of the forward."""
         return [*self.frequency, *self.phase, self.project]
+
+    def periods(self) -> dict[str, Array]:
+        """Periods of the features that have one, in the unit of the times, for each of `kinds` (features_dim − 1,).
+
+        Of gaps, which enter as logarithms: the gap at which the first period that began at 0 ends.
+        """
+        found = {}
+        for kind, frequency in zip(self.kinds, self.frequency, strict=True):
+            turns = np.abs(to_host(frequency.value)[1:].astype(np.float64))
+            period = 2 * np.pi / np.maximum(turns, np.finfo(np.float32).tiny)
+            found[kind] = self.span * period if kind == "absolute" else self.scale * np.expm1(np.minimum(period, 700.0))
+        return found
 
     def forward(self, sequences: Sequences) -> tuple[Array, TimeEncodingSaved]:
         """-> y (total, C)."""

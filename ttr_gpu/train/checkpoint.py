@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ttr_kernels.common.arrays import Array
 
-from ..backend import CPU, Backend, copy_into, to_host
+from ..backend import CPU, Backend
 from ..data.shards import sha256
 from ..data.spool import free_space_error
 from ..errors import UserError
@@ -26,6 +24,7 @@ from ..model import TransformerModel
 from .averages import Averages
 from .config import RunConfig
 from .optimizer import Optimizer
+from .safetensors_file import checksum, read_arrays, write_arrays
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Checkpoint:
         path = self.path / "averages.safetensors"
         if not averaged or not path.exists():
             path = self.path / "model.safetensors"
-        _read_into(path, {p.name: p.value for p in model.parameters})
+        read_arrays(path, {p.name: p.value for p in model.parameters})
         model.values_changed()
 
     def restore(self, optimizer: Optimizer, averages: Averages | None = None) -> None:
@@ -63,47 +62,40 @@ class Checkpoint:
         if not (self.path / "optimizer.safetensors").exists():
             raise UserError(f"{self.path}: holds weights alone, from which a run cannot be resumed")
         self.restore_weights(optimizer.model, averaged=False)
-        _read_into(self.path / "optimizer.safetensors", optimizer.state())
+        read_arrays(self.path / "optimizer.safetensors", optimizer.state())
         if averages is not None:
-            _read_into(self.path / "averages.safetensors", averages.state())
+            read_arrays(self.path / "averages.safetensors", averages.state())
 
 
-def save_checkpoint(
-    folder: Path, config: RunConfig, data: dict[str, Any], state: dict[str, Any], optimizer: Optimizer,
-    averages: Averages | None = None,
-) -> Path:  # fmt: skip
-    """Write `folder/step-XXXXXXXX`: to a temporary name, synced, renamed. Returns its path.
-
-    Raises UserError if it cannot be written (a full disk); nothing is then left of it.
-    """
+def checkpoint_arrays(optimizer: Optimizer, averages: Averages | None = None) -> dict[str, dict[str, Array]]:
+    """All that a checkpoint of a run holds, as views: files (without their suffix), and in each its arrays by name."""
     files = {"model": {p.name: p.value for p in optimizer.model.parameters}, "optimizer": optimizer.state()}
     if averages is not None:
         files["averages"] = averages.state()
-    final = folder / f"step-{state['step']:08d}"
-    write_checkpoint(final, config, data, state, files)
-    return final
+    return files
 
 
 def write_checkpoint(
-    final: Path, config: RunConfig, data: dict[str, Any], state: dict[str, Any], files: dict[str, dict[str, Array]]
-) -> None:
-    """Write a checkpoint of these files of arrays; what stood there is replaced once the new one is whole.
+    final: Path, config: RunConfig, data: dict[str, Any], state: dict[str, Any], files: dict[str, dict[str, Array]],
+    abandoned: Callable[[], bool] = lambda: False,
+) -> None:  # fmt: skip
+    """Write a checkpoint of these files of NumPy arrays: to a temporary name, synced, renamed. What stood there is
+    replaced once the new one is whole.
 
-    Raises UserError if it cannot be written (a full disk); nothing is then left of it.
+    Raises UserError if it cannot be written (a full disk), and Abandoned if that is asked for; nothing is then left of
+    it.
     """
-    from safetensors.numpy import save_file
-
     temporary = final.with_name(f".{final.name}.partial-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        for name, arrays in files.items():
-            # safetensors writes wrong data for arrays that are not C-contiguous.
-            contiguous = {key: np.ascontiguousarray(to_host(array)) for key, array in arrays.items()}
-            save_file(contiguous, temporary / f"{name}.safetensors")
         described = {"format": "ttr-gpu-checkpoint", "format_version": 1, **config.model_dump(), "data": data}
-        (temporary / "config.json").write_text(json.dumps(described, indent=2))
-        (temporary / "state.json").write_text(json.dumps(state, indent=2))
-        checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        checksums = {}
+        for name, content in (("config.json", described), ("state.json", state)):
+            (temporary / name).write_text(json.dumps(content, indent=2))
+            checksums[name] = checksum(temporary / name)
+        for name, arrays in files.items():
+            file = f"{name}.safetensors"
+            checksums[file] = write_arrays(temporary / file, arrays, abandoned)
         (temporary / "DONE").write_text(json.dumps(checksums, indent=2))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
@@ -111,11 +103,8 @@ def write_checkpoint(
             _remove(final)
         temporary.rename(final)
         _sync(final.parent)
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "safetensors":
-            raise
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise UserError(f"{final}: checkpoint not saved, {free_space_error(cause, final.parent)}") from None
+    except OSError as error:
+        raise UserError(f"{final}: checkpoint not saved, {free_space_error(error, final.parent)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -166,11 +155,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         checksums = json.loads((path / "DONE").read_text())
         for name, expected in checksums.items():
-            if not (path / name).is_file() or sha256(path / name) != expected:
+            # Checkpoints of before had SHA-256.
+            computed = checksum if expected.startswith("crc32c:") else sha256
+            if not (path / name).is_file() or computed(path / name) != expected:
                 raise UserError(f"{path / name}: is missing or damaged (wrong checksum); use another checkpoint")
         described = json.loads((path / "config.json").read_text())
         state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read: {error}; use another checkpoint") from None
     if described.get("format") != "ttr-gpu-checkpoint" or described.get("format_version") != 1:
         raise UserError(f"{path}: has format version {described.get('format_version')}, this release reads 1")
@@ -178,10 +169,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, config, described["data"], state)
 
 
-def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Remove all but the newest checkpoints and the best one."""
-    for path in list_checkpoints(folder)[:-keep_last]:
-        if best_step is None or path.name != f"step-{best_step:08d}":
+def prune(folder: Path, step: int, keep_last: int, best_step: int | None) -> None:
+    """Remove all but the newest checkpoints up to `step` and the best one. What is of later steps goes too: a run that
+    was resumed from an earlier checkpoint goes another way since then, and must not be resumed from the old one."""
+    there = list_checkpoints(folder)
+    later = [path for path in there if path.name > f"step-{step:08d}"]
+    earlier = there[: len(there) - len(later)]
+    for path in [*later, *earlier[:-keep_last]]:
+        if path in later or best_step is None or path.name != f"step-{best_step:08d}":
             _remove(path)
 
 
@@ -194,8 +189,10 @@ def clear_leftovers(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
@@ -204,16 +201,3 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _read_into(path: Path, targets: dict[str, Array]) -> None:
-    from safetensors.numpy import load_file
-
-    arrays = load_file(path)
-    if set(arrays) != set(targets):
-        name = min(set(arrays) ^ set(targets))
-        raise UserError(f"{path}: {name!r} is only in {'the file' if name in arrays else 'the model'}; another model?")
-    for name, target in targets.items():
-        if arrays[name].shape != target.shape:
-            raise UserError(f"{path}: {name} has shape {arrays[name].shape}, expected {target.shape}")
-        copy_into(target, arrays[name])

@@ -94,8 +94,8 @@ class RunConfig(BaseModel):
 
     @property
     def lr(self) -> float:
-        """The peak learning rate, with the default resolved: wider models want smaller steps."""
-        return self.train.lr or min(2e-3, 1e-3 * (256 / self.model.embed_dim) ** 0.5)
+        """The peak learning rate, with the default resolved: wider models want smaller steps, unless muP sees to it."""
+        return self.train.lr or min(2e-3, 1e-3 * (256 / (self.model.mup_base_width or self.model.embed_dim)) ** 0.5)
 
 
 # Keys whose value is that of the data set, unless it is given.
@@ -173,12 +173,21 @@ def override(merged: dict[str, Any], assignments: list[str]) -> RunConfig:
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_readable(error)) from None
+        raise UserError(readable(error)) from None
 
 
 def config_keys() -> list[str]:
     """All keys that --set knows, dotted."""
     return list(_keys(RunConfig, ""))
+
+
+def check_key(key: str, origin: str) -> None:
+    """UserError, with the nearest one, if --set does not know a key."""
+    known = config_keys()
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.endswith(f".{key}")]
+        hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(known)}"
+        raise UserError(f"{origin}: unknown key {key!r}; {hint}")
 
 
 def key_table() -> list[tuple[str, str, str]]:
@@ -223,10 +232,7 @@ def _merge(target: dict[str, Any], changes: dict[str, Any], origin: str, prefix:
         if isinstance(value, dict) and any(k.startswith(f"{key}.") for k in known):
             _merge(target.setdefault(name, {}), value, origin, f"{key}.")
             continue
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.endswith(f".{key}")]
-            hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(known)}"
-            raise UserError(f"{origin}: unknown key {key!r}; {hint}")
+        check_key(key, origin)
         target[name] = value
 
 
@@ -248,7 +254,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config: {path}: {error}") from None
 
 
-def _readable(error: ValidationError) -> str:
+def readable(error: ValidationError) -> str:
+    """The first thing that is wrong, as one line."""
     first = error.errors()[0]
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")

@@ -35,6 +35,7 @@ class StepMemory:
     Attributes:
         program: interpreter, libraries, compiled kernels; data: sequences and batches in memory.
         parameters: with their 16-bit copies; averages: of weights (train.ema).
+        checkpoint: the copy that is written while training goes on; on a GPU it lies in the host's memory, and is 0.
         activations: at their peak, with gradients of activations: the size of the arena.
         scratch: of matrix products, which threads keep.
     """
@@ -45,6 +46,7 @@ class StepMemory:
     gradients: int
     optimizer: int
     averages: int
+    checkpoint: int
     activations: int
     scratch: int
 
@@ -86,10 +88,11 @@ def step_memory(
     optimizer = 2 * size
     if config.train.optimizer == "muon":
         optimizer -= sum(p.value.nbytes for p, _ in hidden_matrices(model))
+    averages = size if config.train.ema else 0
     return StepMemory(
-        program=program, data=data, parameters=size + copies, gradients=size, optimizer=optimizer,
-        averages=size if config.train.ema else 0, activations=_activations(model, config, recompute),
-        scratch=_scratch(model, config),
+        program=program, data=data, parameters=size + copies, gradients=size, optimizer=optimizer, averages=averages,
+        checkpoint=size + optimizer + averages if model.backend.name == "cpu" else 0,
+        activations=_activations(model, config, recompute), scratch=_scratch(model, config),
     )  # fmt: skip
 
 

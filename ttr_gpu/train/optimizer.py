@@ -27,6 +27,7 @@ class Optimizer:
         self.muon_end = sum(p.value.size for p, _ in self.matrices)
         self.first = xp.zeros_like(model.flat.values)
         self.second = xp.zeros_like(model.flat.values[self.muon_end :])
+        self._groups = _groups(model, self.muon_end)
 
     def gradient_norm(self) -> float:
         """Norm of all gradients; NaN or infinite where any gradient is. Waits for a GPU."""
@@ -39,17 +40,19 @@ class Optimizer:
         for p, parts in self.matrices:
             momentum = self._part(self.first, p)
             for part in parts:
+                # An orthogonal update grows with the root of the width, Adam's with the width itself.
+                relative = p.rate**0.5
                 muon(
-                    p.value[part], p.gradient[part], momentum[part], learning_rate=rate, beta=config.momentum,
-                    weight_decay=config.weight_decay, gradient_scale=scale,
+                    p.value[part], p.gradient[part], momentum[part], learning_rate=rate * relative,
+                    beta=config.momentum, weight_decay=config.weight_decay / relative, gradient_scale=scale,
                 )  # fmt: skip
-        start, end = self.muon_end, flat.decay_end
-        for part, decay in ((slice(start, end), config.weight_decay), (slice(end, None), 0.0)):
+        for start, end, decay, relative in self._groups:
+            part, second = slice(start, end), slice(start - self.muon_end, end - self.muon_end)
+            # Divided by the rate, so that a step shrinks weights by the same share whatever the width.
             adamw(
-                flat.values[part], flat.gradients[part], self.first[part],
-                self.second[part.start - start : None if part.stop is None else part.stop - start],
-                learning_rate=rate, step=step, beta1=config.beta1, beta2=config.beta2, eps=config.eps,
-                weight_decay=decay, gradient_scale=scale,
+                flat.values[part], flat.gradients[part], self.first[part], self.second[second],
+                learning_rate=rate * relative, step=step, beta1=config.beta1, beta2=config.beta2, eps=config.eps,
+                weight_decay=config.weight_decay / relative if decay else 0.0, gradient_scale=scale,
             )  # fmt: skip
         self.model.values_changed()
 
@@ -68,3 +71,18 @@ class Optimizer:
         start = self.model.flat.offset(p) - skipped
         part: Array = moments[start : start + p.value.size].reshape(p.value.shape)
         return part
+
+
+def _groups(model: TransformerModel, begin: int) -> list[tuple[int, int, bool, float]]:
+    """(begin, end, whether they decay, relative rate) of neighbours in the flat values that are updated alike."""
+    groups: list[tuple[int, int, bool, float]] = []
+    for p in sorted(model.parameters, key=model.flat.offset):
+        start = model.flat.offset(p)
+        end, kind = start + p.value.size, (p.decay, p.rate)
+        if start < begin:
+            continue
+        if groups and groups[-1][2:] == kind:
+            groups[-1] = (groups[-1][0], end, *kind)
+        else:
+            groups.append((start, end, *kind))
+    return groups

@@ -1,4 +1,5 @@
-"""Plots of runs: loss, gradient norm and throughput over the steps, and how attention has learned to decay with age."""
+"""Plots of runs: loss, gradient norm and throughput over the steps, how attention has learned to decay with age,
+and the periods of time features."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..figures import save, subplots
+from ..model import TransformerModel
 from .checkpoint import Checkpoint
 from .metrics import read_metrics
 
@@ -92,9 +94,38 @@ def plot_decay(checkpoint: Checkpoint, path: Path) -> Path | None:
         axis.axvline(config.time_scale, color="#636363", linestyle=":", linewidth=1)
     axes[0, 0].legend(frameon=False, fontsize=8, ncols=4)
     axes[0, 0].set_title(f"attention's decay with age ({config.time_bias}); dotted: a typical gap")
-    unit = checkpoint.data["time_unit_seconds"]
-    axes[-1, 0].set_xlabel("age Δt of a key " + ("in positions" if unit is None else f"in units of {unit:g} s"))
+    axes[-1, 0].set_xlabel(f"age Δt of a key {_unit(checkpoint)}")
     return save(figure, tuple(axes[:, 0]), path)
+
+
+def plot_periods(checkpoint: Checkpoint, path: Path) -> Path | None:
+    """Draw the periods of the Time2Vec features, of timestamps and of gaps, as they began and as they were learned.
+
+    A period of the gaps is one of log(1 + gap / scale), drawn as the gap from 0 to where it ends. Returns None, and
+    draws nothing, if the model has no time features.
+    """
+    learned = checkpoint.load_model().embedding.time
+    first = TransformerModel(checkpoint.config.model, seed=checkpoint.config.train.seed).embedding.time
+    if learned is None or first is None:
+        return None
+    config, count = checkpoint.config.model, len(learned.kinds)
+    figure, axes = subplots(count, 1, figsize=(_WIDTH, 1 + 2.2 * count), dpi=_DPI, squeeze=False)
+    for kind, axis in zip(learned.kinds, axes[:, 0], strict=True):
+        for encoding, color, label in ((first, "#9ecae1", "at the start"), (learned, "#d94801", "learned")):
+            periods = np.sort(encoding.periods()[kind])[::-1]
+            axis.plot(np.arange(1, len(periods) + 1), periods, "o", color=color, markersize=4, label=label)
+        axis.set_yscale("log")
+        axis.axhline(config.time_scale, color="#636363", linestyle=":", linewidth=1)
+        axis.set_ylabel(f"{'timestamps' if kind == 'absolute' else 'gaps'}\n({_unit(checkpoint)})")
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    axes[0, 0].set_title("periods of the Time2Vec features; dotted: a typical gap")
+    axes[-1, 0].set_xlabel("features, the slowest first")
+    return save(figure, tuple(axes[:, 0]), path)
+
+
+def _unit(checkpoint: Checkpoint) -> str:
+    unit = checkpoint.data["time_unit_seconds"]
+    return "in positions" if unit is None else f"in units of {unit:g} s"
 
 
 def _by_step(folder: Path, kind: str) -> dict[int, dict[str, Any]]:

@@ -15,7 +15,6 @@ class Progress:
     Attributes:
         stale: evaluations since the best one.
         evaluated_step: the last step after which the validation split was evaluated to its end.
-        saved_step: of the newest checkpoint.
     """
 
     step: int = 0
@@ -26,17 +25,14 @@ class Progress:
     stale: int = 0
     evaluated_step: int = 0
     loss_scale: LossScale = field(default_factory=LossScale)
-    saved_step: int | None = field(default=None, compare=False)
 
     def state(self) -> dict[str, Any]:
         """As a checkpoint records it."""
-        state = asdict(self)
-        del state["saved_step"]
-        return state
+        return asdict(self)
 
     @staticmethod
     def of(state: dict[str, Any]) -> Progress:
         """From a checkpoint; what one of an earlier release lacks keeps its default."""
         known = {name: state[name] for name in Progress.__dataclass_fields__ if name in state}
         known["loss_scale"] = LossScale(**state.get("loss_scale", {}))
-        return Progress(**known, saved_step=state["step"])
+        return Progress(**known)

@@ -23,6 +23,7 @@ from ..memory import keep_freed_memory
 from ..model import TransformerModel
 from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint, open_newest
 from .config import RunConfig, choose_preset, override, resolve_config
+from .live import LiveTable
 from .memory_plan import table
 from .metrics import duration
 from .plan import costs_of_policies, fitted, loaded_program, make_plan
@@ -48,20 +49,23 @@ class RunOptions:
     log_every: int = 1
     memory_limit: int | None = None
     profile: bool = False
+    watch: int = 0
+    tracker: str | None = None
 
 
-def train(options: RunOptions, echo: Callable[[str], None]) -> Outcome:
-    """Train, test the best checkpoint beside its floor, draw the plot, and say where everything is.
+def train(options: RunOptions, echo: Callable[[str], None], live: LiveTable | None = None) -> Outcome:
+    """Train, test the best checkpoint beside its floor, draw the plot, and say where everything is. Steps are shown in
+    the `live` table, if there is one, or as lines.
 
     Started by mpirun or srun, the processes train one model together; the first of them prints and writes.
 
     Raises UserError for bad input, TrainingDiverged for a loss that is not finite.
     """
     with session(options.device) as ranks:
-        return _train(options, ranks, echo if ranks.leads else lambda _: None)
+        return _train(options, ranks, echo if ranks.leads else lambda _: None, live)
 
 
-def _train(options: RunOptions, ranks: Session, echo: Callable[[str], None]) -> Outcome:
+def _train(options: RunOptions, ranks: Session, echo: Callable[[str], None], live: LiveTable | None) -> Outcome:
     keep_freed_memory()
     prepared = ranks.together(lambda: _prepare(options, echo))
     ranks.agree("the run", prepared.described())
@@ -72,7 +76,8 @@ def _train(options: RunOptions, ranks: Session, echo: Callable[[str], None]) -> 
         trainer = Trainer(
             prepared.config, prepared.dataset, folder, prepared.data, backend=ranks.backend, echo=echo,
             log_every=options.log_every, resume=prepared.checkpoint, memory_limit=options.memory_limit,
-            profile=options.profile, communicator=ranks.communicator,
+            profile=options.profile, communicator=ranks.communicator, watch=options.watch, live=live,
+            tracker=options.tracker,
         )  # fmt: skip
     except BaseException:
         if new and ranks.leads:
@@ -118,7 +123,7 @@ def _prepare(options: RunOptions, echo: Callable[[str], None]) -> _Prepared:
     data = describe(dataset)
     checkpoint = _resumed(options, dataset, echo) if options.resume else None
     if checkpoint is None:
-        return _Prepared(dataset, data, _new_config(options, dataset), None)
+        return _Prepared(dataset, data, new_config(options, dataset), None)
     check_same_data(checkpoint, data, options.data)
     changed = [text for text in options.assignments if not text.strip().startswith("train.")]
     if changed or options.config:
@@ -132,7 +137,7 @@ def show_plan(options: RunOptions, echo: Callable[[str], None]) -> None:
     """Print what `train` would print before its first step, and what each policy of recomputation would take."""
     backend = choose_backend(options.device)
     dataset = open_dataset(options.data)
-    config, split = _new_config(options, dataset), dataset.split("train")
+    config, split = new_config(options, dataset), dataset.split("train")
     program = loaded_program(config, backend)
     model = TransformerModel(config.model, seed=config.train.seed, backend=backend)
     with TrainingBatches(
@@ -148,7 +153,8 @@ def show_plan(options: RunOptions, echo: Callable[[str], None]) -> None:
         echo(line)
 
 
-def _new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
+def new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
+    """The configuration of a run that begins. Raises UserError for one that does not fit itself or the data."""
     from_data = {
         "vocabulary_size": dataset.vocabulary_size, "time_scale": dataset.gap.get("median_nonzero") or 1.0,
         "time_span": _span(dataset), **_time_model(dataset),

@@ -28,8 +28,10 @@ from ..infer.evaluation import Evaluation, evaluate_split
 from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
 from .averages import Averages
-from .checkpoint import Checkpoint, clear_leftovers, prune, save_checkpoint
+from .checkpoint import Checkpoint, clear_leftovers
+from .checkpoint_writer import CheckpointWriter
 from .config import RunConfig
+from .live import LiveTable
 from .loss_scale import LossScale
 from .metrics import NoLog, RunLog, StepMetrics, read_metrics
 from .optimizer import Optimizer
@@ -39,6 +41,8 @@ from .progress import Progress
 from .schedule import learning_rate
 from .signals import stop_signals
 from .spikes import Spike, SpikeDetector, worst_sequences
+from .trackers import Tracker
+from .watch import layer_statistics, watch_line
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,18 @@ class Trainer:
         memory_limit: bytes that the run may take: `config.train.recompute` becomes the cheapest policy that does.
         profile: time the operations of a few steps.
         communicator: the ranks that train together. Rank 0 alone prints and writes.
+        watch: record statistics of activations and gradients at each so many steps; 0: never.
+        live: a table for a terminal, shown instead of lines.
+        tracker: "wandb" or "trackio", which get the metrics too.
     """
 
     def __init__(
         self, config: RunConfig, dataset: Dataset, folder: Path, described: dict[str, object], *,
         backend: Backend, echo: Callable[[str], None], log_every: int = 1, resume: Checkpoint | None = None,
-        memory_limit: int | None = None, profile: bool = False, communicator: Communicator = LOCAL,
+        memory_limit: int | None = None, profile: bool = False, communicator: Communicator = LOCAL, watch: int = 0,
+        live: LiveTable | None = None, tracker: str | None = None,
     ) -> None:  # fmt: skip
+        self.watch = watch
         self.dataset, self.folder, self.described = dataset, folder, described
         self.communicator, self.leads = communicator, communicator.rank == 0
         self.split = dataset.split("train")
@@ -89,6 +98,9 @@ class Trainer:
             self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)
         self._received: list[int] = []
         self._signal = 0  # that all ranks act on
+        self.checkpoints = CheckpointWriter(
+            folder / "checkpoints", described, None if resume is None else resume.state["step"]
+        )
         if resume is not None:
             if self.leads:
                 clear_leftovers(folder / "checkpoints")
@@ -116,8 +128,10 @@ class Trainer:
             communicator.barrier()
             peak, first = self.plan.peak, self.progress.step + 1
             self.log = (
-                RunLog(folder, self.plan.total_steps, peak * communicator.size, echo, log_every, first_step=first)
-                if self.leads else NoLog()
+                RunLog(
+                    folder, self.plan.total_steps, peak * communicator.size, echo, log_every, first_step=first,
+                    live=live, tracker=None if tracker is None else Tracker(tracker, folder, config.model_dump()),
+                ) if self.leads else NoLog()
             )  # fmt: skip
             self.profile = StepProfile(folder, backend, peak, self.log.line) if profile and self.leads else None
             self._sum = GradientSum(self.model, communicator) if communicator.size > 1 else None
@@ -136,11 +150,16 @@ class Trainer:
                 while (reason := self._reason_to_stop()) is None:
                     with self.model.arena.step(), self.profile.step() if self.profile is not None else nullcontext():
                         self._step()
-            self._save()
+                self._save()
+                self.checkpoints.wait()
             self._look_for_signal()
             if self.profile is not None:
                 self.profile.finish()
+        except KeyboardInterrupt:
+            self.checkpoints.close(abandon=True)
+            raise
         finally:
+            self.checkpoints.close()
             self.batches.close()
             self.log.close()
         return Outcome(reason, self.progress, self._signal or None)
@@ -152,6 +171,7 @@ class Trainer:
         so that it goes on as if it had never been interrupted.
         """
         progress, plan = self.progress, self.plan
+        self.checkpoints.check()
         last = progress.step >= plan.total_steps
         due = last or progress.step % plan.evaluate_every == 0
         if progress.step > progress.evaluated_step and due and self._validate():
@@ -180,6 +200,8 @@ class Trainer:
         step, scale = progress.step + 1, scaling.value
         (loss, type_loss, time_loss), norm = self._gradients(step, batches, scale)
         finite = math.isfinite(norm)
+        if self.leads and self.watch and step % self.watch == 0:
+            self._watch(step, batches[0], scale)
         spike = self.spikes.look(loss, norm if finite else None)
         if spike is not None:
             self._report(step, spike, batches)
@@ -262,6 +284,12 @@ class Trainer:
         if ranks:
             raise OtherRankFailed
 
+    def _watch(self, step: int, batch: Batch, scale: float) -> None:
+        key = DropoutKey(self.config.train.seed, batch.step + 1, batch.part)
+        seen = layer_statistics(self.model, batch, key, scale)
+        self.log.record("watch", step=step, **seen)
+        self.log.line(f"---- step {step}: {watch_line(seen)}")
+
     def _report(self, step: int, spike: Spike, batches: list[Batch]) -> None:
         """Name the sequences of a step that stood out, those of the highest loss first."""
         own = worst_sequences(self.model, [batch for batch in batches if len(batch.tokens)])
@@ -332,21 +360,22 @@ class Trainer:
 
     def _save(self) -> None:
         progress = self.progress
-        if progress.saved_step == progress.step:
+        if self.checkpoints.copied_step == progress.step:
             return
         if not self.leads:
-            progress.saved_step = progress.step
+            self.checkpoints.saved_elsewhere(progress.step)
             return
-        folder = self.folder / "checkpoints"
-        save_checkpoint(folder, self.config, self.described, progress.state(), self.optimizer, self.averages)
-        progress.saved_step = progress.step
-        prune(folder, self.config.train.keep_last, progress.best_step)
+        self.log.flush()
+        self.checkpoints.save(
+            self.config, progress.state(), self.optimizer, self.averages, keep_last=self.config.train.keep_last,
+            best_step=progress.best_step,
+        )  # fmt: skip
 
     def _diverged(self, step: int, what: str, batch: Batch, key: DropoutKey | None) -> None:
         where = self.model.find_nonfinite(batch, key) or "the backward (every layer's forward is finite)"
-        kept = f"the last good checkpoint is step {self.progress.saved_step}" if self.progress.saved_step else (
-            "no checkpoint was saved before it"
-        )  # fmt: skip
+        self.checkpoints.close()
+        saved = self.checkpoints.saved_step
+        kept = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved before it"
         message = (
             f"step {step}: {what}; it first appears in {where}; {kept}. Try a lower --set train.lr (it is "
             f"{self.config.lr:g}), a longer train.warmup_steps, a smaller train.clip_norm, or check the data with "

@@ -1,11 +1,14 @@
 """Nothing is lost: killed, interrupted, out of disk, resumed from what is left, a run ends with the same bits."""
 
 import errno
+import hashlib
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,8 +17,10 @@ from safetensors.numpy import load_file
 from small_runs import SMALL, records, resume, run, weights
 
 from ttr_gpu.errors import UserError
+from ttr_gpu.train import checkpoint
 from ttr_gpu.train.checkpoint import find_checkpoint, list_checkpoints, open_checkpoint
 from ttr_gpu.train.run import RunOptions, train
+from ttr_gpu.train.safetensors_file import Abandoned, checksum, read_arrays, write_arrays
 from ttr_gpu.train.trainer import Trainer
 
 KILLS = int(os.environ.get("TTR_KILLS", "5"))
@@ -79,8 +84,8 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(data, tmp_path):
     assert not list(folder.glob("checkpoints/.*")), "what they left behind is cleared away"
 
 
-def damage(checkpoint):
-    file = checkpoint / "optimizer.safetensors"
+def damage(path):
+    file = path / "optimizer.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
@@ -102,8 +107,8 @@ def test_resume_auto_names_and_skips_damaged_checkpoints(data, tmp_path):
     assert any(f"after step {int(good.name[5:])}" in line for line in said)
     assert_same_end(folder, tmp_path / "whole" / "run")
     open_checkpoint(worse)  # written anew
-    for checkpoint in list_checkpoints(folder):
-        damage(checkpoint)
+    for path in list_checkpoints(folder):
+        damage(path)
     with pytest.raises(UserError, match="holds no checkpoint that is whole"):
         train(RunOptions(data, out=tmp_path / "runs", resume="auto"), said.append)
     with pytest.raises(UserError, match="wrong checksum"):
@@ -113,20 +118,18 @@ def test_resume_auto_names_and_skips_damaged_checkpoints(data, tmp_path):
 def test_a_full_disk_leaves_the_last_good_checkpoint(data, tmp_path, monkeypatch):
     options = ("train.checkpoint_every=5", "train.evaluate_every=5")
     run(data, tmp_path / "whole", *options)
-    import safetensors.numpy
-
     saved = []
-    original = safetensors.numpy.save_file
+    original = checkpoint.write_arrays
 
-    def save_file(arrays, path, metadata=None):
+    def write_arrays(path, arrays, abandoned):
         saved.append(path)
         if len(saved) == 6:
             # As a disk that fills up in the middle of a file.
             path.write_bytes(b"\0" * 1000)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(arrays, path, metadata)
+        return original(path, arrays, abandoned)
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", save_file)
+    monkeypatch.setattr(checkpoint, "write_arrays", write_arrays)
     with pytest.raises(UserError, match=r"step-00000015: checkpoint not saved, .*No space left on device"):
         run(data, tmp_path / "full", *options)
     folder = tmp_path / "full" / "run"
@@ -186,3 +189,133 @@ def test_records_after_the_resumed_step_are_replaced(data, tmp_path):
     assert records(tmp_path / "run") == before
     assert [record["step"] for record in before] == list(range(1, 13))
     assert len(weights(tmp_path / "run"))
+
+
+def test_resuming_an_earlier_checkpoint_forgets_the_later_ones(data, tmp_path):
+    """Or the run would go on from the old ones, which another learning rate had made."""
+    run(data, tmp_path, "train.checkpoint_every=5", "train.evaluate_every=20", "train.keep_last=2", "train.steps=20")
+    folder = tmp_path / "run"
+    first = checkpoint_at(folder, 15)
+    resume(data, first, "train.lr=0.003", "train.steps=16")
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000015", "step-00000016"]
+
+
+def checkpoint_at(folder, step):
+    (path,) = [path for path in list_checkpoints(folder) if path.name == f"step-{step:08d}"]
+    return path
+
+
+# --- checkpoints that are written while training goes on
+
+
+def test_training_does_not_wait_for_the_writing(data, tmp_path, monkeypatch):
+    """A checkpoint that takes longer than several steps: they are taken meanwhile, and it holds none of them."""
+    run(data, tmp_path / "whole", "train.checkpoint_every=5", "train.evaluate_every=20")
+    original, step, taken, ahead = checkpoint.write_arrays, Trainer._step, [0], []
+
+    def slow(path, arrays, abandoned):
+        saved = int(path.parent.name.split("-")[1].partition(".")[0])
+        deadline = time.monotonic() + 60
+        while taken[-1] < min(saved + 3, 20) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ahead.append(taken[-1] - saved)
+        return original(path, arrays, abandoned)
+
+    def counted(trainer):
+        step(trainer)
+        taken.append(trainer.progress.step)
+
+    monkeypatch.setattr(checkpoint, "write_arrays", slow)
+    monkeypatch.setattr(Trainer, "_step", counted)
+    run(data, tmp_path / "slow", "train.checkpoint_every=5", "train.evaluate_every=20", "train.keep_last=99")
+    assert min(ahead[:6]) >= 3, "of both files of three checkpoints"
+    assert_same_end(tmp_path / "slow" / "run", tmp_path / "whole" / "run")
+    written = checkpoint_at(tmp_path / "slow" / "run", 5)
+    assert open_checkpoint(written).state["step"] == 5
+    monkeypatch.undo()
+    resume(data, written)
+    assert_same_end(tmp_path / "slow" / "run", tmp_path / "whole" / "run")
+
+
+def test_a_second_interrupt_gives_up_what_is_being_written(data, tmp_path, monkeypatch):
+    """Nothing is left of it, and nothing is waited for."""
+    begun = threading.Event()
+
+    def endless(path, arrays, abandoned):
+        begun.set()
+        deadline = time.monotonic() + 60
+        while not abandoned() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        raise Abandoned
+
+    def interrupted(trainer):
+        if trainer.progress.step == 5:
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        step(trainer)
+
+    step = Trainer._step
+    monkeypatch.setattr(checkpoint, "write_arrays", endless)
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, "train.checkpoint_every=5", "train.evaluate_every=20")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+
+
+def crc32c(content):
+    """Bit by bit, as the polynomial says (RFC 3720, appendix B.4)."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 255]
+    return crc ^ 0xFFFFFFFF
+
+
+def test_checkpoints_with_sha256_are_still_read(data, tmp_path):
+    run(data, tmp_path)
+    path = find_checkpoint(tmp_path / "run")
+    names = json.loads((path / "DONE").read_text())
+    digests = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+    (path / "DONE").write_text(json.dumps(digests))
+    assert open_checkpoint(path).state["step"] == 20
+    damage(path)
+    with pytest.raises(UserError, match="wrong checksum"):
+        open_checkpoint(path)
+
+
+def test_the_file_is_what_safetensors_reads(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a": rng.standard_normal((3, 100_001)).astype(np.float32), "b.c": np.float32(2.5).reshape(()),
+        "empty": np.zeros((0, 4), np.float32), "wide": rng.standard_normal(5),
+    }  # fmt: skip
+    written = write_arrays(tmp_path / "x.safetensors", arrays)
+    content = (tmp_path / "x.safetensors").read_bytes()
+    assert written == checksum(tmp_path / "x.safetensors") == f"crc32c:{crc32c(content):08x}:{len(content)}"
+    got = load_file(tmp_path / "x.safetensors")
+    assert set(got) == set(arrays)
+    for name, array in arrays.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_array_equal(got[name], array)
+    targets = {name: np.full(array.shape, 9.0, array.dtype) for name, array in arrays.items()}
+    targets["wide"] = np.full(5, 9.0, np.float32)
+    read_arrays(tmp_path / "x.safetensors", targets)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(targets[name], array.astype(targets[name].dtype))
+    for change, message in (
+        ({"more": targets["a"]}, "'more' is only in the model"),
+        ({"a": targets["wide"]}, "a has shape"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_arrays(tmp_path / "x.safetensors", {**targets, **change})
+    for damaged in (content[:-1], content[:50], content[:4], b"\xff" * 64, content[:8] + b"[" + content[9:]):
+        (tmp_path / "z.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_arrays(tmp_path / "z.safetensors", targets)
+    with pytest.raises(ValueError, match="C-contiguous"):
+        write_arrays(tmp_path / "y.safetensors", {"a": arrays["a"].T})

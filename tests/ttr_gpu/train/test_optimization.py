@@ -135,3 +135,73 @@ def test_averages_are_evaluated_saved_and_resumed(data, tmp_path):
     again = open_checkpoint(find_checkpoint(folder))
     np.testing.assert_array_equal(again.load_model().flat.values, averaged.flat.values)
     np.testing.assert_array_equal(again.load_model(averaged=False).flat.values, plain.flat.values)
+
+
+# --- widths (muP)
+
+WIDTHS = (32, 64, 128, 256)
+
+
+def model_of_width(width, base):
+    shape = {"embed_dim": width, "hidden_dim": 2 * width, "num_layers": 2, "num_heads": width // 16}
+    return TransformerModel(
+        ModelConfig(vocabulary_size=50, time_span=500.0, time_components=4, mup_base_width=base, **shape), seed=3
+    )
+
+
+def sizes_after_steps(width, base, optimizer, steps=6):
+    """Root mean squares of how steps on one batch have changed each layer's activations, and of the logits."""
+    model, batch = model_of_width(width, base), packed([40, 24, 64], 50)
+    before = {name: x.copy() for name, x in model.activations(batch)}
+    trainer = Optimizer(model, TrainConfig(optimizer=optimizer))
+    for step in range(1, steps + 1):
+        model.zero_gradients()
+        _, saved = model.loss_forward(batch)
+        model.loss_backward(1.0, saved)
+        trainer.update(step, 0.02, trainer.gradient_norm())
+    changes = {name: x - before[name] for name, x in model.activations(batch)}
+    changes["logits"] = model.logits(batch)
+    return {name: float(np.sqrt((x**2).mean())) for name, x in changes.items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_coordinate_check(optimizer):
+    """With muP a few steps change every layer's activations by the same at any width; without, by more and more."""
+    growth = {}
+    for base in (32, None):
+        sizes = [sizes_after_steps(width, base, optimizer) for width in WIDTHS]
+        growth[base] = {name: sizes[-1][name] / sizes[0][name] for name in sizes[0]}
+        if base:
+            for name in sizes[0]:
+                values = [each[name] for each in sizes]
+                assert max(values) < 2.0 * min(values), f"{name}: {values}"
+    assert growth[None]["blocks.1.feed_forward"] > 1.5 * growth[32]["blocks.1.feed_forward"]
+    assert growth[None]["logits"] > 2 * growth[32]["logits"]
+
+
+def test_at_its_base_width_nothing_changes_and_elsewhere_only_matrices():
+    plain, base, wide = model_of_width(64, None), model_of_width(64, 64), model_of_width(64, 16)
+    np.testing.assert_array_equal(plain.flat.values, base.flat.values)
+    assert {p.rate for p in base.parameters} == {1.0}
+    for p, q in zip(plain.parameters, wide.parameters, strict=True):
+        head = p.name in ("head.weight", "time_head.weight")
+        np.testing.assert_array_equal(q.value, 0.25 * p.value if head else p.value, err_msg=p.name)
+        assert q.rate == (0.25 if head or (p.name.startswith("blocks.") and p.value.ndim == 2) else 1.0), p.name
+
+
+def test_groups_are_updated_at_their_own_rates():
+    model = model_of_width(64, 16)
+    config = TrainConfig(clip_norm=1e9, eps=1e-30, weight_decay=0.5)
+    optimizer = Optimizer(model, config)
+    model.flat.gradients[...] = np.random.default_rng(0).choice([-1.0, 1.0], model.flat.values.size)
+    before = {p.name: p.value.copy() for p in model.parameters}
+    optimizer.update(1, 0.01, optimizer.gradient_norm())
+    for p in model.parameters:
+        # Adam's first step is the gradient's sign; the decay is that of the whole rate.
+        expected = before[p.name] * (1 - 0.005 * p.decay) - 0.01 * p.rate * p.gradient
+        np.testing.assert_allclose(p.value, expected, rtol=1e-4, atol=1e-6, err_msg=p.name)
+
+
+def test_a_tied_head_cannot_follow_the_width():
+    with pytest.raises(ValueError, match="tied_head: got true, expected false with mup_base_width"):
+        ModelConfig(vocabulary_size=5, tied_head=True, mup_base_width=64)
