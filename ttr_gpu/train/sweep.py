@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.dataset import open_dataset
+from ..distributed.launch import detect
 from ..errors import TrainingDiverged, UserError
 from .checkpoint import list_checkpoints, open_newest
 from .config import check_key, readable
@@ -111,6 +112,11 @@ def run_sweep(
         How the trial ended that a signal stopped, and with it the sweep; None if all went to their end.
     """
     trials = read_trials(path)
+    if (launch := detect()).size > 1:
+        raise UserError(
+            f"--sweep: got {launch.size} processes of {launch.launcher}, which would train one model together, "
+            "expected one; give the command several times, or use a Slurm array"
+        )
     echo, _ = output()
     dataset = open_dataset(options.data)
     folder = options.out / (options.name or path.stem)

@@ -158,6 +158,13 @@ def test_a_slurm_array_task_runs_its_own_trial(data, tmp_path, monkeypatch):
         sweep(data, tmp_path, GRID)
 
 
+def test_processes_that_train_together_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTR_SIZE", "2")
+    with pytest.raises(UserError, match=r"--sweep: got 2 processes of TTR_SIZE, .* expected one"):
+        sweep(data, tmp_path, GRID)
+    assert not (tmp_path / "runs").exists()
+
+
 def command(data, tmp_path, text):
     words = [sys.executable, "-m", "ttr_cli.main", "train", str(data), "--preset", "nano"]
     words += ["--out", str(tmp_path / "runs")]
