@@ -8,6 +8,8 @@ from .attention_memory import attention_memory
 from .decode import decode
 from .event_training import events
 from .point_processes import point_processes
+from .prefill import prefill
+from .serve import serve
 from .step import step
 from .training import training
 
@@ -23,6 +25,8 @@ main.add_command(decode)
 main.add_command(point_processes)
 main.add_command(events)
 main.add_command(training)
+main.add_command(prefill)
+main.add_command(serve)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 @click.option(
     "--gap", type=click.FloatRange(min=0), help="Time from each token to the next, in the data's unit; default: 0."
 )
+@click.option(
+    "--advance", type=click.Choice(["sample", "median"]),
+    help="Let the model say when each new token happens: its gap drawn from what it expects, or the median of that.",
+)  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of each sample.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many continuations.")
 @click.option(
@@ -46,9 +50,9 @@ if TYPE_CHECKING:
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object per sample, when it has ended.")
 def generate(
-    run: Path, prompt: str, at: str | None, gap: float | None, max_tokens: int, samples: int, temperature: float,
-    top_k: int | None, top_p: float, min_p: float, repetition_penalty: float, seed: int, data: Path | None, last: bool,
-    threads: int | None, as_json: bool,
+    run: Path, prompt: str, at: str | None, gap: float | None, advance: str | None, max_tokens: int, samples: int,
+    temperature: float, top_k: int | None, top_p: float, min_p: float, repetition_penalty: float, seed: int,
+    data: Path | None, last: bool, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Continue a prompt with the model of RUN (a run folder or a checkpoint), as it is generated.
 
@@ -65,26 +69,39 @@ def generate(
         raise UserError("--at: not given; this model knows of time: say when, such as --at 2024-05-01T12:00Z")
     if gap is not None and trained.time_unit_seconds is None:
         raise UserError(f"--gap: got {gap:g}, but times of this model are positions; leave --gap out")
+    if advance is not None and trained.model.time_head is None:
+        raise UserError(
+            f"--advance: got {advance}, but this model does not say when (model.time_components is 0); "
+            "leave --advance out, or give a --gap"
+        )
     pieces = Generator(trained.model, trained.tokenizer, origin=trained.origin).stream(
         prompt, at=None if at is None else trained.parse_time(at, "--at"), gap=gap or 0.0, max_tokens=max_tokens,
-        samples=samples,
+        samples=samples, advance=advance,
         sampling=Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
             seed=seed,
         ),
     )  # fmt: skip
-    (_print_json if as_json else _print_text)(pieces, samples)
+    if as_json:
+        _print_json(pieces, samples)
+        return
+    # When tells more than what alone; a text's tokens are too short for it.
+    dated = advance is not None and isinstance(trained.tokenizer, list)
+    _print_text(pieces, samples, trained.time_text if dated else None)
 
 
-def _print_text(pieces: Iterable[Piece], samples: int) -> None:
-    """The first sample that has not ended as it comes; the others, which are drawn beside it, when it is their turn."""
+def _print_text(pieces: Iterable[Piece], samples: int, time_text: Callable[[float], str] | None) -> None:
+    """The first sample that has not ended as it comes; the others, which are drawn beside it, when it is their turn.
+
+    With `time_text` each piece, an event, has its time before it.
+    """
     waiting = [""] * samples
     ended = [False] * samples
     shown = 0
     _head(shown, samples)
     line_open = False
     for piece in pieces:
-        waiting[piece.sample] += piece.text
+        waiting[piece.sample] += piece.text if time_text is None else f"{time_text(piece.time)}  {piece.text}"
         ended[piece.sample] = piece.finish is not None
         while shown < samples:
             text, waiting[shown] = waiting[shown], ""
@@ -106,12 +123,14 @@ def _head(sample: int, samples: int) -> None:
 
 def _print_json(pieces: Iterable[Piece], samples: int) -> None:
     texts, tokens = [""] * samples, [0] * samples
+    times: list[list[float]] = [[] for _ in range(samples)]
     for piece in pieces:
+        times[piece.sample].append(piece.time)
         texts[piece.sample] += piece.text
         tokens[piece.sample] += 1
         if piece.finish is not None:
             result = {
                 "sample": piece.sample, "text": texts[piece.sample], "tokens": tokens[piece.sample],
-                "finish": piece.finish,
+                "finish": piece.finish, "times": times[piece.sample],
             }  # fmt: skip
             click.echo(json.dumps(result, ensure_ascii=False))

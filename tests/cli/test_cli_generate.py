@@ -1,6 +1,7 @@
 """`ttr-gpu generate`: texts and events, several samples, JSON, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_events_are_types_in_and_types_out(ttr, run):
     assert len(out.splitlines()) == 7
     assert set(out.splitlines()) <= {f"type-{i}" for i in range(5)}
     assert ttr("generate", run, "--prompt", '["type-0", "type-1"]', *AT, "--gap", "2", "--max-tokens", "7").ok() == out
+
+
+def test_the_model_says_when_each_event_comes(ttr, run, text_run):
+    options = ("--prompt", "type-0, type-1", *AT, "--advance", "sample", "--max-tokens", "5", "--seed", "2")
+    lines = ttr("generate", run, *options).ok().splitlines()
+    assert len(lines) == 5
+    assert all(re.fullmatch(r"2024-05-01 1\d:\d\d:\d\d\.\d{3}  type-\d", line) for line in lines), lines
+    (described,) = map(json.loads, ttr("generate", run, *options, "--json").ok().splitlines())
+    assert len(described["times"]) == 5
+    assert sorted(described["times"]) == described["times"]
+    assert described["times"][0] > 1714564800.0
+    ttr("generate", text_run[0], *AT, "--advance", "median").error("--advance: got median", "does not say when")
+    ttr("generate", run, *AT, "--advance", "mean").error("--advance")
 
 
 def test_positions_need_no_time(ttr, positional_run):

@@ -124,6 +124,10 @@ class Sampler:
             self._seen[samples, tokens] = True
         return tokens
 
+    def uniform(self, samples: Array) -> Array:
+        """A number in [0, 1) for each of the given samples, of its own random numbers."""
+        return np.array([self._random[sample].random() for sample in samples])
+
 
 def _rank(weights: Array) -> Array:
     """Of each token in its row, from 0 for the likeliest; of equals the first is ahead."""

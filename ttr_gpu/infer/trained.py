@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.dataset import open_dataset
-from ..data.timestamps import TimestampParser
+from ..data.timestamps import TimestampParser, date_text
 from ..data.tokenizer import TextTokenizer
 from ..errors import UserError
 from ..model import TransformerModel
@@ -43,6 +43,11 @@ class Trained:
         except ValueError as error:
             said = str(error).removeprefix("time: ").removesuffix(", or the option --assume-utc")
             raise UserError(f"{option}: {said}") from None
+
+    def time_text(self, time: float) -> str:
+        """A time as people read it: a date in UTC to the millisecond, or the number where it is none."""
+        date = None if self.time_unit_seconds is None else date_text(time, self.time_unit_seconds, milliseconds=True)
+        return f"{time:g}" if date is None else date
 
 
 def open_trained(run: Path, data: Path | None = None, best: bool = True) -> Trained:

@@ -30,7 +30,16 @@ def open_socket(host: str, port: int) -> socket.socket:
     """A listening socket; UserError if the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        # With its protocol said: otherwise asyncio leaves Nagle's delay on, and an answer in two parts takes 40 ms.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+            listening.listen(2048)
+        except OSError:
+            listening.close()
+            raise
+        return listening
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: cannot be listened on: {error.strerror or error}") from None
 

@@ -100,6 +100,33 @@ def test_times_stand_still_or_advance():
     assert times() == [3.0, 4.0, 5.0]
 
 
+def test_the_model_says_when():
+    model = make_model(4, window=8, time_components=3)
+    generator = Generator(model, NAMES, origin=1000.0)
+
+    def draw(advance, samples=1, **options):
+        pieces = list(generator.stream(
+            "login,click", at=1500.0, gap=2.0, max_tokens=6, samples=samples, advance=advance,
+            sampling=Sampling(temperature=0, seed=3), **options,
+        ))  # fmt: skip
+        return [[piece for piece in pieces if piece.sample == sample] for sample in range(samples)]
+
+    (middle,) = draw("median")
+    # Each time is what the full forward pass over all before it expects.
+    tokens, times = [0, 1], [498.0, 500.0]
+    for piece in middle:
+        outputs = model.outputs(Sequence(tokens, times))[-1:]
+        assert piece.token == model.next_logits(outputs)[0].argmax()
+        np.testing.assert_allclose(piece.time - 1000.0 - times[-1], model.next_gap(outputs).quantile(0.5)[0], rtol=1e-3)
+        tokens.append(piece.token)
+        times.append(piece.time - 1000.0)
+    one, three = draw("sample"), draw("sample", samples=3)
+    assert [piece.time for piece in one[0]] == pytest.approx([piece.time for piece in three[0]], rel=1e-9)
+    assert len({tuple(piece.time for piece in sample) for sample in three}) == 3
+    for sample in three:
+        assert (np.diff([1500.0, *(piece.time for piece in sample)]) > 0).all()
+
+
 BPE = train_bpe(iter(["größer als 𝒳 – naïve 日本語 text " * 20]), 280)
 
 
@@ -162,7 +189,10 @@ def test_prompts_of_unknown_events_are_refused(prompt, message):
     ("options", "message"),
     [
         ({"max_tokens": 0}, "max_tokens: got 0, expected at least 1"), ({"samples": 0}, "samples: got 0"),
-        ({"gap": -1.0}, "gap: got -1.0"), ({"at": float("nan")}, "at: got nan, expected a finite time"),
+        ({"gap": -1.0}, "gap: got -1.0"),
+        ({"advance": "mean"}, "advance: got 'mean'"),
+        ({"advance": "sample", "at": 0.0}, "this model does not say when"),
+        ({"at": float("nan")}, "at: got nan, expected a finite time"),
     ],
 )  # fmt: skip
 def test_bad_options_are_refused_at_once(options, message):
