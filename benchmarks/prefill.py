@@ -10,9 +10,9 @@ from typing import Any
 import click
 import numpy as np
 
-from .decode import MODEL, check_agreement
+from .decode import MODEL, OURS, PEER, check_agreement
 from .harness import Contender, Spread, machine, ratio, result_file, take_turns, write_result
-from .step import OURS, PEER, find_packages
+from .step import find_packages
 
 # Sequences and positions of each: one prompt as long as the window, and several.
 SHAPES = ((1, 512), (8, 512))
@@ -28,6 +28,7 @@ class Prompt:
         self.times = np.cumsum(rng.exponential(MODEL.time_scale, (sequences, length)), axis=1).reshape(-1)
         self.cu_seqlens = length * np.arange(sequences + 1, dtype=np.int32)
         self.targets = np.full(total, -1, np.int32)
+        self.target_times = self.times
 
 
 def make_ours(threads: int, sequences: int, length: int) -> Callable[[], list[float]]:
