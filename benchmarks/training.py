@@ -31,7 +31,7 @@ from .harness import (
     take_turns,
     write_result,
 )
-from .step import make_batch
+from .step_shapes import shape
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -43,8 +43,7 @@ MIB = 1 << 20
 
 def make_step(threads: int, precision: str, policy: Policy) -> Callable[[], dict[str, int]]:
     """A training step of the model of `step`; each call says what memory it took."""
-    config = ModelConfig(vocabulary_size=VOCABULARY, precision=precision, **PRESETS["tiny"])
-    optimizer, step = _trained(threads, config)
+    optimizer, step = _trained(threads, shape("reference", precision).model)
     recompute, arena = Recompute(policy), optimizer.model.arena
     # Kernels are loaded and the arena has its size: what is left is the step's own.
     for _ in range(2):
@@ -70,7 +69,7 @@ def _trained(threads: int, config: ModelConfig) -> tuple[Any, Callable[[Recomput
     set_threads(threads)
     limit_blas()
     keep_freed_memory()
-    model, batch = TransformerModel(config), make_batch()
+    model, batch = TransformerModel(config), shape("reference").batch()
     optimizer = Optimizer(model, TRAIN)
     scale = 65536.0 if config.precision == "float16" else 1.0
     steps = 0
@@ -222,7 +221,7 @@ def summarize(timed: dict[tuple[str, Policy], list[list[Call]]]) -> list[dict[st
 
 def print_table(result: dict[str, Any]) -> None:
     """The result as tables."""
-    print(f"training step of {len(make_batch().tokens)} tokens, tiny, {result['threads']} threads, {machine()['cpu']}")
+    print(f"training step of {shape('reference').description}, {result['threads']} threads, {machine()['cpu']}")
     print(f"{'precision':<10} {'recompute':<14} {'median':>9} {'over float32':>13} {'activations':>12} {'process':>10}")
     for row in result["steps"]:
         print(

@@ -163,7 +163,7 @@ def start(data, out, *more):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_interruption_saves_and_says_how_to_go_on(data, tmp_path, number, code):
     process = start(data, tmp_path)
     process.send_signal(number)
