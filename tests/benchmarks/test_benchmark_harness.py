@@ -109,3 +109,10 @@ def test_shapes_have_what_they_say():
         assert np.array_equal(batch.targets[first][:-1], batch.tokens[first][1:])
         assert (np.diff(batch.times[first]) >= 0).all()
     assert len(set(shape("events").lengths)) > 5
+
+
+def test_every_benchmark_is_known():
+    """One that cannot be imported would take all others with it."""
+    from benchmarks.__main__ import main
+
+    assert {"step", "decode", "prefill", "serve", "training"} <= set(main.commands)
