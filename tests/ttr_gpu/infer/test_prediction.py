@@ -166,7 +166,7 @@ def test_a_record_says_what_is_in_it(tmp_path):
         ({"horizon": 0.0}, ValueError, "horizon"),
         ({"samples": 0}, ValueError, "samples"),
         ({"now": ORIGIN}, UserError, "now: .* not before that of the last event"),
-        ({"now": ORIGIN + 1e12}, UserError, "no probability"),
+        ({"now": 1e80}, UserError, "no probability"),
     ],
 )
 def test_what_cannot_be_predicted(given, error, message):
