@@ -71,9 +71,9 @@ def test_files_are_written_whole(predict, tmp_path):
     assert said == f"written: {out} (1 history), {picture}\n"
     assert len(out.read_text().splitlines()) == 1
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    two = json.dumps(RECORD) + "\n" + json.dumps({**RECORD, "times": [1, 2, 9999]}) + "\n"
+    two = json.dumps(RECORD) + "\n" + json.dumps({**RECORD, "id": "ben", "times": [1, 2, 9999]}) + "\n"
     failed = tmp_path / "failed.jsonl"
-    predict(two, *HORIZON, "--now", "1010", "-o", failed).error("history anna: --now: got 1010.0", "last event, 9999.0")
+    predict(two, *HORIZON, "--now", "1010", "-o", failed).error("history ben: --now: got 1010.0", "last event, 9999.0")
     assert not list(tmp_path.glob("*failed*"))
 
 

@@ -102,8 +102,7 @@ class EventReader:
 
     def _key(self, fields: dict[str, Any], name: str | None, source: int, line: int, per_sequence: bool) -> Any:
         if name is None:
-            identity = fields.get("id")
-            return (source, line, identity if isinstance(identity, str | int) else None) if per_sequence else source
+            return (source, line) if per_sequence else source
         value = fields.get(name)
         if value is None or value == "":
             raise ValueError(f"{name}: got nothing; expected the name of a sequence")

@@ -26,7 +26,7 @@ class History:
     """What is known of one sequence.
 
     Attributes:
-        name: its `id` or sequence column; the line it is on where it has none.
+        name: its `id` or sequence column, or the line it is on.
         types: (n,) int32 tokens of the model; times: (n,) float64, ascending, as in the input.
     """
 
@@ -63,7 +63,8 @@ def read_histories(options: PreprocessOptions, names: list[str], unit: float) ->
         result = []
         for index, (_, key) in enumerate(reader.sequences):
             part = slice(int(grouped.offsets[index]), int(grouped.offsets[index + 1]))
-            name = key if isinstance(key, str) else _name(key)
+            # A record without an id is known by the line it is on; a file without sequences is one, the first.
+            name = key[1] if isinstance(key, tuple) else key if isinstance(key, str) else 1
             result.append(History(name, known[np.asarray(grouped.types[part])], np.array(grouped.times[part])))
     if not result:
         raise UserError(f"{', '.join(options.inputs)}: no events; expected at least one history")
@@ -84,11 +85,3 @@ def _tokens(reader: EventReader, grouped: Any, prompts: EventPrompts, names: lis
             place = reader.place(int(grouped.places[int(np.flatnonzero(np.asarray(grouped.types) == number)[0])]))
             raise UserError(f"{place}: {error}") from None
     return np.array(tokens, np.int32)
-
-
-def _name(key: Any) -> Any:
-    """Of a record per sequence: its id, or the line it is on; of a file without sequences: 1."""
-    if not isinstance(key, tuple):
-        return 1
-    _, line, identity = key
-    return line if identity is None else identity
