@@ -10,6 +10,9 @@ from .event_training import events
 from .point_processes import point_processes
 from .prefill import prefill
 from .serve import serve
+from .kernels import kernels
+from .scaling import scaling
+from .startup import startup
 from .step import step
 from .training import training
 
@@ -27,6 +30,9 @@ main.add_command(events)
 main.add_command(training)
 main.add_command(prefill)
 main.add_command(serve)
+main.add_command(kernels)
+main.add_command(scaling)
+main.add_command(startup)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

@@ -18,6 +18,7 @@ from ttr_gpu.train.config import TrainConfig
 
 from .harness import Call, Contender, Spread, machine, result_file, take_turns, write_result
 from .step import check_agreement, find_packages
+from .step_sides import EAGER, OURS, Side
 
 DATA = Path(__file__).resolve().parent.parent / "examples" / "data" / "stackoverflow.csv.gz"
 TRAIN = TrainConfig(lr=1e-3)
@@ -183,7 +184,8 @@ def events(
                 contenders.append(stack.enter_context(peer))
         first = [contender.call(2)[0].value[0] for contender in contenders]
         # The bucketed side begins with another batch.
-        check_agreement(first[:2])
+        sides = [Side(OURS, "float32"), Side(EAGER, "float32")]
+        check_agreement(sides[: len(first)], first[:2])
         timed = take_turns(contenders, turns=turns, calls=calls)
     sides = {
         contender.name: rates(each) for contender, each in zip(contenders, timed, strict=True)

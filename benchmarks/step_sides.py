@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ttr_gpu.train.config import TrainConfig
 
-from .step_shapes import shape
+from .step_shapes import Shape, shape
 
 TRAIN = TrainConfig(lr=1e-3)
 
@@ -29,11 +29,11 @@ OURS, EAGER, COMPILED = "ttr-gpu", "PyTorch", "PyTorch compiled"
 def make_side(side: Side, shape_name: str, threads: int) -> Callable[[], float]:
     """The step of a side, which returns the loss before its update."""
     if side.who == OURS:
-        return make_ours(shape_name, side.precision, threads)
+        return make_ours(shape(shape_name, side.precision), threads)
     return make_peer(shape_name, side.precision, threads, compiled=side.who == COMPILED)
 
 
-def make_ours(shape_name: str, precision: str, threads: int) -> Callable[[], float]:
+def make_ours(worked_on: Shape, threads: int) -> Callable[[], float]:
     """Our step, set up as the trainer sets it up."""
     from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
@@ -43,7 +43,6 @@ def make_ours(shape_name: str, precision: str, threads: int) -> Callable[[], flo
     set_threads(threads)
     limit_blas()
     keep_freed_memory()
-    worked_on = shape(shape_name, precision)
     model, batch = TransformerModel(worked_on.model), worked_on.batch()
     optimizer = Optimizer(model, TRAIN)
     steps = 0

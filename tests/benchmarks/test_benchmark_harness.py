@@ -6,7 +6,10 @@ import os
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from benchmarks import kernels, scaling, startup
+from benchmarks.__main__ import main
 from benchmarks.harness import Call, Contender, Spread, ratio, report, take_turns
 from benchmarks.step import check_agreement
 from benchmarks.step_shapes import SHAPES, shape
@@ -113,6 +116,38 @@ def test_shapes_have_what_they_say():
 
 def test_every_benchmark_is_known():
     """One that cannot be imported would take all others with it."""
-    from benchmarks.__main__ import main
+    assert {"step", "kernels", "scaling", "startup", "decode", "prefill", "serve", "training"} <= set(main.commands)
 
-    assert {"step", "decode", "prefill", "serve", "training"} <= set(main.commands)
+
+def test_kernels_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.kernels.find_packages", list)
+    output = tmp_path / "kernels.json"
+    options = ["kernels", "--only", "time2vec", "--turns", "1", "--threads", "1", "--output", str(output)]
+    run = CliRunner().invoke(main, options)
+    assert run.exit_code == 0, run.output
+    sides = json.loads(output.read_text())["sides"]
+    assert [side["part"] for side in sides.values()] == ["forward", "forward and backward"]
+    assert all(side["seconds"]["median"] > 0 and side["over_ours"]["median"] == 1.0 for side in sides.values())
+
+
+def test_kernels_that_compute_something_else_stop_the_benchmark():
+    found = {"ttr-gpu": {"rope": (1.0, 2.0, [1.0, 2.0])}, "PyTorch": {"rope": (1.0, 2.0, [1.0, 2.1])}}
+    with pytest.raises(click.ClickException, match=r"rope: the results of ttr-gpu and PyTorch differ by 1\.0e-01"):
+        kernels.check_agreement(found)
+
+
+def test_scaling_varies_one_thing_at_a_time():
+    reference = shape("reference").model
+    for point in scaling.points(threads=2):
+        changed = {name for name, value in point.shape.model if value != getattr(reference, name)}
+        if point.axis == "width":
+            assert changed <= {"embed_dim", "hidden_dim", "num_heads"}
+        else:
+            assert changed <= {{"layers": "num_layers"}.get(point.axis, "window" if "window 256" in point.axis else "")}
+        tokens = scaling.TOKENS if point.axis.startswith("length") else 2048
+        assert sum(point.shape.lengths) == tokens
+
+
+def test_startup_shows_what_train_said_where_there_was_no_step(tmp_path):
+    with pytest.raises(click.ClickException, match=r"(?s)train ended without a step:.*missing\.zarr"):
+        startup.first_step(tmp_path / "missing.zarr", tmp_path / "runs", None)

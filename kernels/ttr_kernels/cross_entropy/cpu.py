@@ -51,13 +51,12 @@ def losses_and_gradient(
     logits: Array, targets: Array, options: Smoothing, count: int, losses: Array, best: Array, gradient: bool
 ) -> None:
     """Write the losses and most probable classes of these rows; with `gradient`, logits become their own."""
-    from . import CrossEntropySaved
-
     flat, rows, stride = contiguous_rows(logits)
-    parallel_for(_best, rows, flat, stride, logits.shape[1], best, grain=_grain(logits))
-    _, losses[...], normalizer = forward(logits, targets, options, count)
-    if gradient:
-        backward(1.0, CrossEntropySaved(logits, targets, losses, normalizer, count, options), logits)
+    parallel_for(
+        _losses_and_gradient, rows, flat, stride, logits.shape[1], targets, options.ignore_index,
+        np.float32(options.label_smoothing), np.float32(options.z_loss), losses, empty((2, rows), FLOAT32), best,
+        np.float32(1.0 / max(count, 1)), gradient, grain=_grain(logits),
+    )  # fmt: skip
 
 
 def linear_backward(dloss: Any, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
@@ -158,6 +157,19 @@ def _backward(
                 weight = exp_of_nonpositive(load(logits, at + j) - largest)
                 store(logits, at + j, weight * factor - scale * share)
             store(logits, at + targets[row], hit - scale * (share + np.float32(1.0) - smoothing))
+
+
+@jit
+def _losses_and_gradient(
+    logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, losses: Any,
+    normalizer: Any, best: Any, scale: Any, gradient: bool, begin: int, end: int,
+) -> None:  # fmt: skip
+    # Row by row, so that a row is still in the cache when it is read again.
+    for row in range(begin, end):
+        _best(logits, stride, width, best, row, row + 1)
+        _forward(logits, stride, width, targets, ignore_index, smoothing, z, losses, normalizer, row, row + 1)
+        if gradient:
+            _backward(logits, stride, width, targets, ignore_index, smoothing, z, normalizer, scale, row, row + 1)
 
 
 @jit
