@@ -7,11 +7,11 @@ import click
 from .attention_memory import attention_memory
 from .decode import decode
 from .event_training import events
+from .kernels import kernels
 from .point_processes import point_processes
 from .prefill import prefill
-from .serve import serve
-from .kernels import kernels
 from .scaling import scaling
+from .serve import serve
 from .startup import startup
 from .step import step
 from .training import training
