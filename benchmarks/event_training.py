@@ -184,8 +184,8 @@ def events(
                 contenders.append(stack.enter_context(peer))
         first = [contender.call(2)[0].value[0] for contender in contenders]
         # The bucketed side begins with another batch.
-        sides = [Side(OURS, "float32"), Side(EAGER, "float32")]
-        check_agreement(sides[: len(first)], first[:2])
+        compared = [Side(OURS, "float32"), Side(EAGER, "float32")]
+        check_agreement(compared[: len(first)], first[:2])
         timed = take_turns(contenders, turns=turns, calls=calls)
     sides = {
         contender.name: rates(each) for contender, each in zip(contenders, timed, strict=True)
