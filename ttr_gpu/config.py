@@ -33,6 +33,9 @@ class ModelConfig(BaseModel):
     )
     attention_features: int = Field(default=256, ge=1, description="random features of performer attention")
     window: int | None = Field(default=None, ge=1, description="sliding-window attention span in positions")
+    rope: Literal["position", "time"] = Field(
+        default="position", description="rotary angles follow the position in the sequence, or the time / time_scale"
+    )
     rope_base: float = Field(default=10000.0, gt=1.0)
     time_bias: Literal["none", "linear", "log"] = Field(
         default="log", description="how attention decays with age: not, exponentially (Hawkes), or by a power (Omori)"
@@ -52,6 +55,9 @@ class ModelConfig(BaseModel):
         default=0,
         ge=0,
         description="log-normals in the distribution of the gap to the next event; 0: times not modelled",
+    )
+    time_given_type: bool = Field(
+        default=False, description="the distribution of the gap depends on the type of the event at its end, too"
     )
     time_log_mean: float = Field(default=0.0, description="mean of log gap, the gap in the data set's time unit")
     time_log_std: float = Field(default=1.0, gt=0.0, description="standard deviation of log gap")

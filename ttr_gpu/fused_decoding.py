@@ -90,11 +90,12 @@ def fused_decoding(
 ) -> FusedDecoding | None:
     """The fused step of this model with these empty caches of its layers.
 
-    None where there is none: on a GPU, in float64, for linear attention, for a model that knows its pace.
+    None where there is none: on a GPU, in float64, for linear attention, for RoPE by time, for a model that knows its pace.
     """
     layers = [layer for layer in caches if isinstance(layer, KeyValueCache)]
     on_cpu = isinstance(model.flat.values, np.ndarray)
-    fits = model.precision.compute != np.float64 and not model.config.time_pace
+    config = model.config
+    fits = model.precision.compute != np.float64 and config.rope == "position" and not config.time_pace
     if not on_cpu or not fits or len(layers) != len(model.blocks):
         return None
     return FusedDecoding(model, layers)

@@ -103,7 +103,7 @@ class TransformerModel:
         self.blocks = [
             TransformerBlock(
                 config.embed_dim, config.hidden_dim, config.num_heads, num_kv_heads=config.kv_heads,
-                window=config.window, rope_base=config.rope_base, time_bias=config.time_bias,
+                window=config.window, rope=config.rope, rope_base=config.rope_base, time_bias=config.time_bias,
                 time_scale=config.time_scale, norm_eps=config.norm_eps, dropout=config.dropout,
                 precision=self.precision, rng=rng, name=f"blocks.{index}", index=index,
                 residual_layers=2 * config.num_layers,
@@ -121,7 +121,7 @@ class TransformerModel:
             self.time_head = TimeHead(
                 config.embed_dim, config.time_components, log_mean=config.time_log_mean, log_std=config.time_log_std,
                 min_sigma=config.time_min_sigma, zero_gap=config.time_zero_gap, precision=self.precision, rng=rng,
-                name="time_head",
+                name="time_head", types=config.vocabulary_size if config.time_given_type else None,
             )  # fmt: skip
         blocks = [p for block in self.blocks for p in block.parameters]
         ends = [self.final_norm.weight, *self.head.parameters]
@@ -181,7 +181,7 @@ class TransformerModel:
             xp, times, targets = self.backend.xp, batch.times, batch.targets
             gaps = xp.subtract(batch.target_times, times, out=empty(times.shape, times.dtype, times))
             scored = xp.greater_equal(targets, 0, out=empty(targets.shape, bool, targets))
-            time_loss, time_head = self.time_head.loss_forward(normed, gaps, scored)
+            time_loss, time_head = self.time_head.loss_forward(normed, gaps, scored, targets)
             loss = type_loss + time_weight * time_loss
         return loss, LossSaved(embedding, blocks, norm, head, time_head, type_loss, time_loss, time_weight)
 
@@ -227,14 +227,21 @@ class TransformerModel:
         """Outputs of the last block (rows, C) -> logits (rows, V) of the token after each."""
         return self.head.logits(self.final_norm(outputs))
 
-    def next_gap(self, outputs: Array) -> GapDistribution:
+    def next_gap(self, outputs: Array, types: Array | None = None) -> GapDistribution:
         """Outputs of the last block (rows, C) -> distribution of the gap to the event after each.
+
+        Args:
+            types: (rows,) of those events, for a model with time_given_type (others do not look at them). None: they
+                are not known, and the distribution is the mixture over the likeliest of them.
 
         Raises ValueError for a model without a time head.
         """
         if self.time_head is None:
             raise ValueError("model: has no time head (model.time_components is 0), and so no distribution of gaps")
-        return self.time_head.distribution(self.final_norm(outputs))
+        normed = self.final_norm(outputs)
+        if self.time_head.types is None or types is not None:
+            return self.time_head.distribution(normed, None if types is None else self.backend.put(types))
+        return self.time_head.marginal(normed, to_host(self.head.logits(normed)))
 
     def logits(self, batch: PackedTokens, rows: Array | None = None) -> Array:
         """Logits of the next token (rows, V) after the given rows of the batch; default: after every row."""
@@ -303,7 +310,7 @@ class TransformerModel:
                 return "head"
             if self.time_head is not None:
                 gaps = batch.target_times - batch.times
-                loss, _ = self.time_head.loss_forward(normed, gaps, batch.targets >= 0)
+                loss, _ = self.time_head.loss_forward(normed, gaps, batch.targets >= 0, batch.targets)
         return None if np.isfinite(float(loss)) else "time_head"
 
     def activations(self, batch: PackedTokens, dropout: DropoutKey | None = None) -> Iterator[tuple[str, Array]]:

@@ -63,7 +63,7 @@ def evaluate(
     if as_json:
         described = {"checkpoint": str(checkpoint.path), "data": str(data), **asdict(result)}
         if result.time_nll is not None:
-            described |= {"protocol": result.protocol, "nll": result.loss(1.0)}
+            described["nll"] = result.loss(1.0)
         click.echo(json.dumps({**described, "floors": [asdict(floor) for floor in beside]}, indent=2))
         return
     click.echo(f"{checkpoint.path} on {data}")

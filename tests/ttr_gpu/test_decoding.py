@@ -43,6 +43,7 @@ class Packed:
         self.times = np.cumsum(np.exp(rng.uniform(-2, 4, total)))
         self.cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         self.targets = np.full(total, -1, np.int32)
+        self.target_times = self.times
 
     @property
     def lengths(self):
@@ -55,6 +56,7 @@ class Packed:
 
 
 VARIANTS = {
+    "rope by time": {"window": 7, "rope": "time"},
     "window, log bias": {"window": 7},
     "window, linear bias": {"window": 7, "time_bias": "linear"},
     "window, no bias, grouped heads": {"window": 5, "time_bias": "none", "num_kv_heads": 2},
@@ -185,6 +187,26 @@ def test_prefill_then_steps_then_prefill_again(changes):
         logits = model.decode_step(batch.tokens[position : position + 1], batch.times[position : position + 1], cache)
         np.testing.assert_allclose(logits[0], whole[position], atol=tolerance)
     np.testing.assert_allclose(read(30, 60), whole[59], atol=tolerance)
+
+
+def test_the_gap_to_come_is_that_of_the_forward(path):
+    model, batch = make_model(time_components=4, time_given_type=True), Packed([9, 4])
+    expected = model.next_gap(model.outputs(batch))
+    cache = model.new_cache(2, 9)
+    first = np.array([0, 1, 2, 9, 10, 11])
+    outputs = model.prefill_outputs(
+        batch.tokens[first], batch.times[first], np.array([0, 3, 6], np.int32), cache
+    )  # fmt: skip
+    for position in range(2, 9):
+        rings, rows = batch.rows(position)
+        if position > 2:
+            outputs = model.decode_outputs(batch.tokens[rows], batch.times[rows], cache, rings)
+        got = model.next_gap(outputs)
+        for probability in (0.1, 0.5, 0.9):
+            np.testing.assert_allclose(got.quantile(probability), expected[rows].quantile(probability), rtol=1e-3)
+        np.testing.assert_allclose(
+            model.next_logits(outputs), model.logits(batch, rows), rtol=1e-3, atol=1e-4
+        )  # fmt: skip
 
 
 def test_a_copied_ring_goes_on_by_itself():

@@ -45,8 +45,17 @@ def test_ten_golden_losses(gpu):
         {"num_kv_heads": 2, "window": 5, "tied_head": True},
         {"time_bias": "linear", "time_features": "absolute"},
         {"time_bias": "none", "time_features": "none"},
+        {"time_components": 5, "time_log_mean": 1.5, "rope": "time"},
+        {"time_components": 3, "time_given_type": True},
     ],
-    ids=["the same dropout masks", "grouped heads, window, tied head", "linear bias, absolute time", "no time"],
+    ids=[
+        "the same dropout masks",
+        "grouped heads, window, tied head",
+        "linear bias, absolute time",
+        "no time",
+        "gaps, rope by time",
+        "gaps given the type",
+    ],
 )
 def test_variants_train_the_losses_of_the_cpu(gpu, changes):
     np.testing.assert_allclose(losses(3, gpu, **changes), losses(3, **changes), rtol=5e-6)
@@ -58,7 +67,7 @@ def test_low_precision(gpu, precision):
 
 
 def test_a_step_waits_only_for_the_norm(gpu):
-    model = TransformerModel(config(), seed=4, backend=gpu)
+    model = TransformerModel(config(time_components=4, time_given_type=True), seed=4, backend=gpu)
     optimizer = Optimizer(model, TrainConfig())
     batch = packed([20, 3, 17], 11, seed=1)
     before = cupy_stand_in.waits
@@ -72,8 +81,16 @@ def test_a_step_waits_only_for_the_norm(gpu):
 
 
 def test_inference_agrees(gpu):
-    on_gpu, on_cpu = (TransformerModel(config(), seed=2, **kwargs) for kwargs in ({"backend": gpu}, {}))
+    on_gpu, on_cpu = (
+        TransformerModel(config(time_components=3, time_given_type=True), seed=2, **kwargs)
+        for kwargs in ({"backend": gpu}, {})
+    )
     batch = packed([12, 5], 11, ignored=0.0)
+    for types in (None, batch.targets):
+        gaps = [model.next_gap(model.outputs(batch), types).quantile(0.5) for model in (on_gpu, on_cpu)]
+        np.testing.assert_allclose(*gaps, rtol=1e-4)
+    times = [model.evaluate_batch(batch).time_losses for model in (on_gpu, on_cpu)]
+    np.testing.assert_allclose(*times, rtol=1e-4)
     np.testing.assert_allclose(on_gpu.evaluate_batch(batch)[0], on_cpu.evaluate_batch(batch)[0], rtol=1e-5)
     rows = np.array([3, 16])
     np.testing.assert_allclose(on_gpu.logits(batch, rows).get(), on_cpu.logits(batch, rows), rtol=1e-4, atol=1e-6)

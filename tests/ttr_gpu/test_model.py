@@ -31,6 +31,8 @@ VARIANTS = {
     "dropout": {"dropout": DropoutConfig(attention=0.2, feed_forward=0.1, residual=0.3)},
     "gaps": {"time_components": 3, "time_log_mean": 1.2, "time_log_std": 0.7, "time_min_sigma": 0.3},
     "gaps, tied head, one component": {"time_components": 1, "tied_head": True, "time_bias": "linear"},
+    "gaps given the type": {"time_components": 3, "time_given_type": True, "time_log_std": 1.5, "time_min_sigma": 0.1},
+    "rope by time": {"rope": "time", "time_components": 2, "time_bias": "none"},
     "performer": {"attention": "performer", "attention_features": 12, "time_bias": "linear", "num_kv_heads": 2},
 }
 

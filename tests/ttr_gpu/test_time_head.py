@@ -182,3 +182,67 @@ def test_a_spike_is_blamed_on_the_sequence_with_the_unlikely_gap():
     batch.target_times[8] += 1e12
     batch.sequence_ids = np.array([7, 8, 9])
     assert worst_sequences(model, [batch])[0][0] == 8
+
+
+def test_given_the_type_the_gap_depends_on_it_and_the_marginal_mixes_all_types():
+    model, batch = model_of("float64", time_given_type=True), packed([9, 4], 11, ignored=0.0)
+    outputs = model.outputs(batch)
+    logits = model.next_logits(outputs)
+    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    gaps = batch.target_times - batch.times
+    given = [model.next_gap(outputs, np.full(13, kind, np.int32)) for kind in range(11)]
+    assert np.ptp([each.quantile(0.5)[0] for each in given]) > 0.1
+    marginal = model.next_gap(outputs)
+    expected = sum(probabilities[:, kind] * each.cdf(gaps) for kind, each in enumerate(given))
+    np.testing.assert_allclose(marginal.cdf(gaps), expected, rtol=1e-9)
+    density = sum(probabilities[:, kind] * np.exp(-each.nll(gaps)) for kind, each in enumerate(given))
+    np.testing.assert_allclose(np.exp(-marginal.nll(gaps)), density, rtol=1e-9)
+    # The loss is that of the type that came.
+    own = np.array([given[kind].nll(gaps)[row] for row, kind in enumerate(batch.targets)])
+    np.testing.assert_allclose(model.evaluate_batch(batch).time_losses, own, rtol=1e-9)
+
+
+def test_the_marginal_of_many_types_is_over_the_likeliest(monkeypatch):
+    model, batch = model_of("float64", time_given_type=True), packed([5], 11, ignored=0.0)
+    model.head.weight.value *= 100
+    outputs = model.outputs(batch)
+    exact = model.next_gap(outputs)
+    monkeypatch.setattr("ttr_gpu.nn.time_head.MARGINAL_TYPES", 9)
+    assert model.next_gap(outputs).means.shape == (5, 9 * 5)
+    np.testing.assert_allclose(model.next_gap(outputs).quantile(0.5), exact.quantile(0.5), rtol=0.02)
+
+
+def test_a_head_given_the_type_does_not_see_it_in_the_types_loss():
+    """The next type enters the gap's distribution alone: with another one, the likelihood of types stays."""
+    model, batch = model_of(time_given_type=True), packed([9], 11, ignored=0.0)
+    before = model.next_logits(model.outputs(batch))
+    batch.targets[:] = (batch.targets + 1) % 11
+    np.testing.assert_array_equal(model.next_logits(model.outputs(batch)), before)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_rope_by_time_sees_differences_of_times_alone(precision):
+    model = model_of(precision, rope="time", time_features="none", time_bias="none")
+    batch = packed([12, 5], 11, ignored=0.0)
+    before = model.evaluate_batch(batch)
+    batch.times += 1.78e9
+    batch.target_times += 1.78e9
+    after = model.evaluate_batch(batch)
+    # float64 knows times then to 2.4e-7; float32 would to 128.
+    np.testing.assert_allclose(after.losses, before.losses, rtol=1e-4)
+    np.testing.assert_allclose(after.time_losses, before.time_losses, rtol=1e-4)
+    batch.times[3] += 0.4 * (batch.times[4] - batch.times[3])
+    moved = model.evaluate_batch(batch)
+    assert np.abs(moved.losses[3:12] - after.losses[3:12]).max() > 1e-4, "time is what turns"
+    np.testing.assert_array_equal(moved.losses[:3], after.losses[:3])
+
+
+def test_rope_by_time_of_regular_events_is_rope_by_position():
+    batch = packed([12, 5], 11, ignored=0.0)
+    batch.times[:] = 3.0 * np.arange(17)  # time_scale apart
+    batch.target_times[:] = batch.times + 3.0
+    options = {"time_features": "none", "time_bias": "none"}
+    by_time, by_position = (model_of("float64", rope=rope, **options) for rope in ("time", "position"))
+    np.testing.assert_allclose(
+        by_time.evaluate_batch(batch).losses, by_position.evaluate_batch(batch).losses, rtol=1e-9
+    )  # fmt: skip

@@ -27,6 +27,7 @@ class Evaluation:
         accuracy: share of targets that were the likeliest token.
         bits_per_byte: of the documents' UTF-8, each terminator a byte; None for events or a part of a split.
         time_nll: −log p(gap) in nats per target, the density per unit of the data set's time; None without a time head.
+        protocol: what was scored: likelihoods of other protocols are other numbers.
         top_k: share of targets among the k likeliest tokens; gaps: all figures of the gaps' distributions. Both of
             `evaluate_in_detail` alone.
     """
@@ -37,6 +38,7 @@ class Evaluation:
     accuracy: float
     bits_per_byte: float | None
     time_nll: float | None = None
+    protocol: str = ""
     top_k: dict[int, float] | None = None
     gaps: GapFigures | None = None
 
@@ -45,14 +47,15 @@ class Evaluation:
         return self.cross_entropy + (0.0 if self.time_nll is None else time_weight * self.time_nll)
 
     @property
-    def protocol(self) -> str:
-        """What was scored: likelihoods of other protocols are other numbers."""
-        return "first event of a sequence not scored, no survival term"
-
-    @property
     def perplexity(self) -> float:
         """exp(cross_entropy)."""
         return math.exp(min(self.cross_entropy, 700.0))
+
+
+def protocol(model: TransformerModel) -> str:
+    """What an evaluation of this model scores."""
+    given = "gap given the next type, " if model.config.time_given_type else ""
+    return f"{given}first event of a sequence not scored, no survival term"
 
 
 def evaluate_split(
@@ -83,7 +86,7 @@ def evaluate_split(
     whole = count == split.token_count - split.sequences
     bits = nats / math.log(2) / split.bytes if split.bytes and whole else None
     time_nll = None if model.time_head is None else time_nats / max(count, 1)
-    return Evaluation(split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll)
+    return Evaluation(split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll, protocol(model))
 
 
 def evaluate_in_detail(
@@ -110,12 +113,15 @@ def evaluate_in_detail(
             counts += np.bincount(ranks(logits, targets), minlength=len(counts))
         if scorer is not None and model.time_head is not None:
             gaps = model.time_head.positive(batch.target_times[rows] - batch.times[rows])
-            for part in in_parts(len(rows), model.config.time_components):
-                scorer.add(model.next_gap(outputs[part]), gaps[part])
+            for part in in_parts(len(rows), model.time_head.marginal_components):
+                answer, known = model.next_gap(outputs[part]), None
+                if model.time_head.types is not None:
+                    known = model.next_gap(outputs[part], batch.targets[rows[part]])
+                scorer.add(answer, gaps[part], known)
     figures = None if scorer is None else scorer.figures()
     whole = count == split.token_count - split.sequences
     return Evaluation(
         split.name, count, nats / max(count, 1), float(counts[0]) / max(count, 1),
         nats / math.log(2) / split.bytes if split.bytes and whole else None,
-        None if figures is None else figures.nll, top_shares(counts), figures,
+        None if figures is None else figures.nll, protocol(model), top_shares(counts), figures,
     )  # fmt: skip

@@ -58,17 +58,18 @@ class GapScorer:
         self._bins = np.zeros(_BINS, np.int64)
         self._inside = dict.fromkeys(INTERVALS, 0)
 
-    def add(self, distribution: GapDistribution, gaps: Any, nll: Any = None, cell_nll: Any = None) -> None:
+    def add(self, distribution: GapDistribution, gaps: Any, given_type: GapDistribution | None = None) -> None:
         """Take in gaps (n,), zero ones as they are scored, and the distributions (n) that they were drawn from.
 
         Args:
-            nll, cell_nll: of the gaps, where another distribution answers for them (one that knew the type).
+            given_type: the distributions that knew the type at the gap's end, where a model has such: the likelihood,
+                which joins that of the type, is theirs.
         """
         self._count += len(gaps)
-        self._nats += float((distribution.nll(gaps) if nll is None else nll).sum())
+        likely = distribution if given_type is None else given_type
+        self._nats += float(likely.nll(gaps).sum())
         if self._step is not None:
-            cells = distribution.cell_nll(gaps, self._step) if cell_nll is None else cell_nll
-            self._cell_nats += float(cells.sum())
+            self._cell_nats += float(likely.cell_nll(gaps, self._step).sum())
         errors = distribution.quantile(0.5) - gaps
         self._absolute += float(np.abs(errors).sum())
         self._squares += float((errors * errors).sum())

@@ -9,7 +9,7 @@ import numpy as np
 from ttr_kernels.common.arrays import Array, DType, array_module
 from ttr_kernels.rope import RopeTable, rope_cos_sin
 
-from .sequences import Sequences
+from .sequences import Sequences, rope_by_time
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Continuation(Sequences):
         result: Array = elapsed + since[xp.asarray(np.repeat(np.arange(len(self.before)), np.diff(self.cu_seqlens)))]
         return result
 
-    def rope(self, dim: int, base: float, dtype: DType) -> RopeTable:
+    def rope(self, dim: int, base: float, dtype: DType, unit: float | None = None) -> RopeTable:
         """The rotation of every row; the angles of these rows alone, however late in their sequences they come."""
+        if unit is not None:
+            return rope_by_time(self.times, unit, dim, base, dtype)
         wide = np.float64 if dtype == np.float64 else np.float32
         return rope_cos_sin(array_module(self.times).asarray(self.positions()), dim, base=base, dtype=wide)

@@ -76,8 +76,10 @@ class Sequences:
         elapsed: Array = self.times - self.times[xp.asarray(np.repeat(starts, lengths))]
         return elapsed
 
-    def rope(self, dim: int, base: float, dtype: DType) -> RopeTable:
-        """The rotation of every row, by its position in its own sequence."""
+    def rope(self, dim: int, base: float, dtype: DType, unit: float | None = None) -> RopeTable:
+        """The rotation of every row, by its position in its own sequence; with a unit of time by its time / unit."""
+        if unit is not None:
+            return rope_by_time(self.times, unit, dim, base, dtype)
         xp, positions = array_module(self.times), self.positions()
         # Sequences share their positions: angles are computed once for each, and kept for other batches.
         longest = 1 << int(positions.max(initial=0)).bit_length()
@@ -85,6 +87,15 @@ class Sequences:
         table = _rope_table(longest, dim, base, "float64" if dtype == np.float64 else "float32", xp, device)
         rows = xp.asarray(positions)
         return RopeTable(embedding(rows, table.cos), embedding(rows, table.sin))
+
+
+def rope_by_time(times: Array, unit: float, dim: int, base: float, dtype: DType) -> RopeTable:
+    """The rotation of every row by its time, in units that take the place of positions.
+
+    Angles are formed and reduced in float64: a query and a key then differ by the angle of the gap between them to
+    2e-16 of their times, however far these are from the data set's origin.
+    """
+    return rope_cos_sin(times / unit, dim, base=base, dtype=np.float64 if dtype == np.float64 else np.float32)
 
 
 @functools.lru_cache(maxsize=8)

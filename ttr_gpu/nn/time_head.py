@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ttr_kernels.common.arrays import Array, array_module, contiguous, empty
+from ttr_kernels.embedding import EmbeddingSaved, embedding_backward, embedding_forward
+from ttr_kernels.geglu import GegluSaved, geglu_backward, geglu_forward
 from ttr_kernels.log_normal_mixture import (
     LogNormalMixtureSaved,
     log_normal_mixture_backward,
@@ -22,17 +24,31 @@ from ..precision import Precision
 from .gap_distribution import GapDistribution
 from .parameter import Parameter, normal
 
+# Types over which `marginal` mixes: the likeliest, with their probabilities scaled to 1.
+MARGINAL_TYPES = 64
+
+
+@dataclass(frozen=True)
+class GivenTypeSaved:
+    """What a head that is given the type keeps of its hidden layer."""
+
+    enter: LinearSaved
+    types: EmbeddingSaved
+    hidden: GegluSaved
+
 
 @dataclass(frozen=True)
 class TimeHeadSaved:
     """What the forward keeps for the backward.
 
     Attributes:
+        given: of the hidden layer; None without one.
         slope: (total, K) d log σ / ds.
         losses: (total,) nats of each position, 0 where it is not scored.
         weight: (total,) of each position's loss in the mean.
     """
 
+    given: GivenTypeSaved | None
     project: LinearSaved
     mixture: LogNormalMixtureSaved
     slope: Array
@@ -47,6 +63,9 @@ class TimeHead:
     matter for training; the density is that of the gap in the data set's own unit. The kernel sees gap / exp(log_mean),
     whose density differs by the factor exp(log_mean) (the Jacobian): its logarithm is added to the loss.
 
+    With a number of `types` the distribution depends on the type v of the event at the gap's end: in place of x stands
+    geglu(U x + e_v), with an embedding e of the types, so that joint likelihoods are p(v | h) p(gap | h, v).
+
     `min_sigma`, the floor, bounds the density: on times that repeat exactly (a clock's grid) it could grow for ever.
     A gap of zero, of which a log-normal knows nothing, is scored as if it were `zero_gap`.
 
@@ -55,12 +74,20 @@ class TimeHead:
 
     def __init__(
         self, embed_dim: int, components: int, *, log_mean: float, log_std: float, min_sigma: float, zero_gap: float,
-        precision: Precision, rng: np.random.Generator, name: str,
+        types: int | None, precision: Precision, rng: np.random.Generator, name: str,
     ) -> None:  # fmt: skip
-        self.components, self.precision = components, precision
+        self.components, self.types, self.precision = components, types, precision
         self.log_mean, self.log_std, self.min_sigma, self.zero_gap = log_mean, log_std, min_sigma, zero_gap
         master = precision.master
-        self.weight = Parameter(f"{name}.weight", normal(rng, (3 * components, embed_dim), 0.02, master))
+        self.enter: Parameter | None = None
+        self.table: Parameter | None = None
+        deviation = 0.02
+        if types is not None:
+            enter = normal(rng, (2 * embed_dim, embed_dim), embed_dim**-0.5, master)
+            self.enter = Parameter(f"{name}.enter.weight", enter)
+            self.table = Parameter(f"{name}.type.weight", normal(rng, (types, 2 * embed_dim), 0.5, master))
+            deviation = 0.05
+        self.weight = Parameter(f"{name}.weight", normal(rng, (3 * components, embed_dim), deviation, master))
         # Components begin at the quantiles of a normal distribution: together they are about the marginal one.
         shares = (np.arange(components) + 0.5) / components
         quantiles = [NormalDist().inv_cdf(share) for share in shares]
@@ -71,28 +98,54 @@ class TimeHead:
     @property
     def parameters(self) -> list[Parameter]:
         """All parameters, in the order of the forward."""
-        return [self.weight, self.bias]
+        return [p for p in (self.enter, self.table, self.weight, self.bias) if p is not None]
+
+    @property
+    def marginal_components(self) -> int:
+        """Log-normals in the distribution of a gap whose type is not known."""
+        return self.components * (1 if self.types is None else min(MARGINAL_TYPES, self.types))
 
     def positive(self, gaps: Array) -> Array:
         """Gaps as they are scored: `zero_gap` for those of zero."""
         scored: Array = array_module(gaps).where(gaps > 0, gaps, self.zero_gap)
         return scored
 
-    def distribution(self, x: Array) -> GapDistribution:
-        """x (rows, C), from the final norm -> the distribution of the gap after each row."""
-        raw = linear(x.astype(self.precision.master, copy=False), self.weight.value, self.bias.value)
+    def distribution(self, x: Array, types: Array | None = None) -> GapDistribution:
+        """x (rows, C), from the final norm -> the distribution of the gap after each row.
+
+        types (rows,): of the events at the gaps' ends, for a head that is given them.
+        """
+        hidden, _ = self._enter(contiguous(x, self.precision.master), types)
+        raw = linear(hidden, self.weight.value, self.bias.value)
         logits, means, log_scales, _ = self._mixture(raw)
         logits, means, log_scales = (to_host(array).astype(np.float64) for array in (logits, means, log_scales))
         return GapDistribution(logits, means + self.log_mean, log_scales)
 
-    def loss_forward(self, x: Array, gaps: Array, scored: Array) -> tuple[Any, TimeHeadSaved]:
+    def marginal(self, x: Array, type_logits: Array) -> GapDistribution:
+        """The distribution of the gap whatever the type at its end: Σ_v p(v) p(gap | v), over the likeliest types.
+
+        x (rows, C) from the final norm, type_logits (rows, V) a NumPy array -> (rows, K · types).
+        """
+        rows, count = len(x), min(MARGINAL_TYPES, type_logits.shape[1])
+        best = np.argpartition(-type_logits, count - 1, axis=1)[:, :count].astype(np.int32)
+        logits = np.take_along_axis(type_logits, best, axis=1).astype(np.float64)
+        each = self.distribution(x.repeat(count, axis=0), array_module(x).asarray(best.reshape(-1)))
+        # Weights of the components of one type sum to 1 before they share that type's probability.
+        shares = each.weight_logits - np.logaddexp.reduce(each.weight_logits, axis=1, keepdims=True)
+        joint = shares.reshape(rows, count, -1) + logits[:, :, None]
+        return GapDistribution(joint.reshape(rows, -1), each.means.reshape(rows, -1), each.log_scales.reshape(rows, -1))
+
+    def loss_forward(self, x: Array, gaps: Array, scored: Array, targets: Array) -> tuple[Any, TimeHeadSaved]:
         """x (total, C) from the final norm, gaps (total,) float64 -> mean −log p(gap) in nats over what is scored.
 
         Args:
             scored: (total,) bool; where it is not, gaps may be anything.
+            targets: (total,) types at the gaps' ends, looked at by a head that is given them; anything where not scored.
         """
         xp, master = array_module(x), self.precision.master
-        raw, project = linear_forward(contiguous(x, master), self.weight.value, self.bias.value)
+        types = None if self.types is None else xp.where(scored, targets, 0)
+        hidden, given = self._enter(contiguous(x, master), types)
+        raw, project = linear_forward(hidden, self.weight.value, self.bias.value)
         logits, means, log_scales, slope = self._mixture(raw)
         relative, unit = empty(gaps.shape, np.float64, x), math.exp(-self.log_mean)
         none = empty(gaps.shape, bool, x)
@@ -105,7 +158,7 @@ class TimeHead:
         weight = contiguous(scored, master)
         weight /= xp.maximum(scored.sum(), 1).astype(master)
         total = xp.multiply(losses, weight, out=empty(nll.shape, master, x)).sum(dtype=np.float64)
-        return total, TimeHeadSaved(project, mixture, slope, losses, weight)
+        return total, TimeHeadSaved(given, project, mixture, slope, losses, weight)
 
     def loss_backward(self, dloss: float, saved: TimeHeadSaved) -> Array:
         """-> dx (total, C) in the master precision; adds to the parameters' gradients."""
@@ -119,8 +172,25 @@ class TimeHead:
         )
         dmeans *= self.precision.master.type(self.log_std)
         dlog_scales *= saved.slope
-        dx, _, _ = linear_backward(draw, saved.project, dweight=self.weight.gradient, dbias=self.bias.gradient)
+        dhidden, _, _ = linear_backward(draw, saved.project, dweight=self.weight.gradient, dbias=self.bias.gradient)
+        if saved.given is None or self.enter is None or self.table is None:
+            return dhidden
+        dfused, _ = geglu_backward(dhidden, saved.given.hidden)
+        embedding_backward(dfused, saved.given.types, dtable=self.table.gradient)
+        dx, _, _ = linear_backward(dfused, saved.given.enter, dweight=self.enter.gradient)
         return dx
+
+    def _enter(self, x: Array, types: Array | None) -> tuple[Array, GivenTypeSaved | None]:
+        """x itself, or the hidden layer of a head that is given the type."""
+        if self.enter is None or self.table is None:
+            return x, None
+        if types is None:
+            raise ValueError("types: got None, expected those of the next events, which this time head is given")
+        fused, enter = linear_forward(x, self.enter.value)
+        embedded, embedding = embedding_forward(types, self.table.value)
+        fused += embedded
+        hidden, geglu = geglu_forward(fused)
+        return hidden, GivenTypeSaved(enter, embedding, geglu)
 
     def _mixture(self, raw: Array) -> tuple[Array, Array, Array, Array]:
         """Logits, means (relative to log_mean) and log σ, (rows, K) each; and d log σ / ds = 1 − floor / σ."""

@@ -48,6 +48,8 @@ class TransformerBlock:
         num_heads: query heads; num_kv_heads: key/value heads, as many by default.
         window: sliding-window span in positions, or None.
         rope_base: base of the rotary frequencies.
+        rope: what the rotary angle is proportional to: "position" in the sequence, or "time", of which time_scale takes
+            the place of a position.
         time_bias: "none", "linear" or "log"; time_scale: a typical gap, in the unit of the times.
         dropout: probabilities; they apply only in forwards that are given a DropoutKey.
         precision: "float32", "bfloat16" or "float16", or a `Precision`.
@@ -65,6 +67,7 @@ class TransformerBlock:
         num_kv_heads: int | None = None,
         window: int | None = None,
         rope_base: float = 10000.0,
+        rope: str = "position",
         time_bias: str = "log",
         time_scale: float = 1.0,
         norm_eps: float = 1e-6,
@@ -79,7 +82,10 @@ class TransformerBlock:
         rates = dropout or DropoutConfig()
         rng = rng or np.random.default_rng(0)
         self.precision = _precision(precision)
+        if rope not in ("position", "time"):
+            raise ValueError(f"rope: got {rope!r}, expected 'position' or 'time'")
         self.embed_dim, self.norm_eps, self.rope_base = embed_dim, norm_eps, rope_base
+        self.rope_unit = time_scale if rope == "time" else None
         self.residual_dropout, self.site = rates.residual, index * SITES
         output_scale = residual_layers**-0.5
         ones = np.ones(embed_dim, self.precision.master)
@@ -104,7 +110,7 @@ class TransformerBlock:
 
     def rope(self, sequences: Sequences) -> RopeTable:
         """The rotation of each row; blocks of a model share one."""
-        return sequences.rope(self.attention.dim, self.rope_base, self.precision.compute)
+        return sequences.rope(self.attention.dim, self.rope_base, self.precision.compute, self.rope_unit)
 
     def forward(
         self, x: Array, sequences: Sequences, rope: RopeTable | None = None, dropout: DropoutKey | None = None
