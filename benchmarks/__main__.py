@@ -14,6 +14,7 @@ from .scaling import scaling
 from .serve import serve
 from .startup import startup
 from .step import step
+from .time_ablation import time_ablation
 from .training import training
 
 
@@ -25,6 +26,7 @@ def main() -> None:
 main.add_command(step)
 main.add_command(attention_memory)
 main.add_command(decode)
+main.add_command(time_ablation)
 main.add_command(point_processes)
 main.add_command(events)
 main.add_command(training)

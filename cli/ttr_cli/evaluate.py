@@ -19,6 +19,10 @@ from .threads import threads_option, use_threads
     "--stride", type=click.IntRange(min=1), help="Advance windows by so many positions: more context, slower."
 )
 @click.option("--max-length", type=click.IntRange(min=1), help="Positions of a window; default: as in training.")
+@click.option(
+    "--survival", is_flag=True,
+    help="Count that nothing happened from each last event to the end of observation (preprocess --observation).",
+)  # fmt: skip
 @click.option("--last", is_flag=True, help="The last checkpoint of the run, not the best on validation.")
 @click.option("--no-average", is_flag=True, help="The weights themselves, of a run that averages them (train.ema).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or gpu.")
@@ -29,7 +33,7 @@ from .threads import threads_option, use_threads
 )
 def evaluate(
     run: Path, data: Path, split: str, stride: int | None, max_length: int | None, last: bool, no_average: bool,
-    device: str, threads: int | None, as_json: bool, plot: Path | None,
+    device: str, threads: int | None, as_json: bool, plot: Path | None, survival: bool,
 ) -> None:  # fmt: skip
     """Evaluate RUN (a run folder or a checkpoint) on DATA, beside the floors that a model must beat."""
     from ttr_gpu.backend import choose_backend
@@ -55,7 +59,7 @@ def evaluate(
     model = checkpoint.load_model(backend, averaged=not no_average)
     result = evaluate_in_detail(
         model, part, tokens_per_batch=train.tokens_per_batch, max_length=length, stride=stride,
-        step=dataset.gap.get("grid"),
+        step=dataset.gap.get("grid"), survival=survival,
     )  # fmt: skip
     beside = floors(dataset, split, checkpoint.config.model)
     if plot is not None:
@@ -63,9 +67,9 @@ def evaluate(
     if as_json:
         described = {"checkpoint": str(checkpoint.path), "data": str(data), **asdict(result)}
         if result.time_nll is not None:
-            described["nll"] = result.loss(1.0)
+            described["nll"] = result.nll
         click.echo(json.dumps({**described, "floors": [asdict(floor) for floor in beside]}, indent=2))
         return
     click.echo(f"{checkpoint.path} on {data}")
-    for line in compare(result, beside, checkpoint.config.model, dataset.time_unit_seconds):
+    for line in compare(result, beside, dataset):
         click.echo(line)

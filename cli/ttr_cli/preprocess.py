@@ -27,6 +27,15 @@ import click
 )
 @click.option("--assume-utc", is_flag=True, help="Read dates without a zone as UTC; otherwise they are an error.")
 @click.option("--type-bins", metavar="A,B,...", help="Events: turn a numeric type into one type per interval.")
+@click.option(
+    "--observation",
+    metavar="START,END",
+    help="Events: when the observation of all sequences began and ended (one may be left out), for eval --survival.",
+)
+@click.option(
+    "--score-first", is_flag=True,
+    help="Events: predict the first event of a sequence too, from the start of observation.",
+)  # fmt: skip
 @click.option("--by", type=click.Choice(["line", "paragraph"]), default="line", help="Plain text: what a document is.")
 @click.option(
     "--tokenizer", default="bpe", show_default=True, help="Text: bpe (trained here), bytes, or a tokenizer.json."

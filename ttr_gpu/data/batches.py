@@ -318,6 +318,25 @@ def evaluation_batches(
         yield batch
 
 
+def last_windows(split: Split, *, tokens_per_batch: int, max_length: int) -> Iterator[Batch]:
+    """The last `max_length` events of every sequence, its very last one included, in file order; without targets.
+
+    For what is asked after a sequence's end: what has not happened until the end of observation.
+    """
+    ends = split.offsets[1:]
+    first = np.maximum(split.offsets[:-1], ends - max_length)
+    lengths = ends - first
+    for step, (begin, end) in enumerate(pairwise(pack(lengths, max(tokens_per_batch, max_length)))):
+        tokens, times = split.read(int(first[begin]), int(ends[end - 1]))
+        starts = np.concatenate([[0], np.cumsum(lengths[begin:end])])
+        index = np.repeat(first[begin:end] - first[begin] - starts[:-1], lengths[begin:end]) + np.arange(starts[-1])
+        none = np.full(len(index), -1, np.int32)
+        yield Batch(
+            tokens[index], times[index], starts.astype(np.int32), none, times[index], np.arange(begin, end),
+            first[begin:end], step, 0,
+        )  # fmt: skip
+
+
 def check_sizes(split: Split, tokens_per_batch: int, max_length: int, whole_batch: bool = True) -> None:
     """UserError if a window does not fit a batch, or the data do not fill one."""
     if max_length < 1:

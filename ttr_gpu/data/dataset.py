@@ -22,6 +22,8 @@ class Split:
     Attributes:
         name: "train", "validation" or "test".
         offsets: (sequences + 1,) int64: sequence i is tokens offsets[i] .. offsets[i + 1].
+        observed_until: end of observation, relative to the origin; None: not known.
+        first_scored: whether sequences begin with the start of observation, so that their first event has a prediction.
         documents, bytes: texts, and their UTF-8 bytes plus one each for the terminator (0 for events).
     """
 
@@ -31,6 +33,8 @@ class Split:
     documents: int
     bytes: int
     _arrays: Any = field(repr=False)
+    observed_until: float | None = None
+    first_scored: bool = False
 
     @property
     def sequences(self) -> int:
@@ -98,7 +102,20 @@ class Dataset:
             offsets = group["offsets"][:]
         except Exception as error:  # zarr and its codecs raise many kinds
             raise UserError(f"{self.path}/{name}/offsets: cannot be read: {error}; preprocess anew") from None
-        return Split(name, self.path, offsets, entry["documents"], entry["bytes"], group)
+        _, end = self.attributes.get("observation", (None, None))
+        return Split(
+            name, self.path, offsets, entry["documents"], entry["bytes"], group, end, self.begins_observed
+        )  # fmt: skip
+
+    @property
+    def begins_observed(self) -> bool:
+        """Whether every sequence begins with the start of observation, which is no event."""
+        return bool(self.attributes.get("first_event_scored"))
+
+    @property
+    def event_types(self) -> int:
+        """Number of types that events have: the vocabulary without the start of observation."""
+        return self.vocabulary_size - self.begins_observed
 
     def tokenizer(self) -> Any:
         """The tokenizer of a text data set."""

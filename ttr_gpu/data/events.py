@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import UserError
 from .fields import SPLIT_NAMES, find_column
 from .guess import SEQUENCE_NAMES, TIME_NAMES, TYPE_NAMES, Layout
+from .observation import BEGIN, parse_observation
 from .options import PreprocessOptions
 from .progress import Progress
 from .readers import records
@@ -34,12 +35,15 @@ class EventReader:
 
     def __init__(self, options: PreprocessOptions, parser: TimestampParser, rejects: Rejects, folder: Path) -> None:
         self.options, self.parser, self.rejects = options, parser, rejects
+        self.observation = parse_observation(options.observation, parser)
         self.spool = EventSpool(folder)
         self.sequences: dict[Any, int] = {}
         self.types: dict[str, int] = {}
         # Split of each sequence where the input says it, and the inputs' names, for messages.
         self.split_of: list[int] = []
         self.sources: list[str] = []
+        # Token of the start of observation, with which sequences begin; None: they do not.
+        self.begin: int | None = None
 
     def read(self, source: Source, layout: Layout, split: int | None, say: Say) -> None:
         """All events of one input."""
@@ -90,6 +94,11 @@ class EventReader:
             names = _bin_names(self.options.type_bins)
         else:
             names = sorted(self.types, key=_numbers_first)
+        if self.options.score_first:
+            if BEGIN in self.types:
+                raise UserError(f"--score-first: an event type is called {BEGIN!r}, which stands for the start")
+            names = [*names, BEGIN]
+            self.begin = len(names) - 1
         tokens = {name: token for token, name in enumerate(names)}
         return names, np.array([tokens[name] for name in self.types], np.int32)
 
@@ -178,9 +187,28 @@ def check_order(reader: EventReader, grouped: Grouped) -> np.ndarray[Any, Any]:
                 f"time {float(times[event])!r} is before {float(times[event - 1])!r}, that of the event before it in "
                 "its sequence; expected times in ascending order",
             )
+    _check_observed(reader, grouped, good)
     # A sequence whose only rows were rejected has no events.
     result: np.ndarray[Any, Any] = good & (np.diff(grouped.offsets) > 0)
     return result
+
+
+def _check_observed(reader: EventReader, grouped: Grouped, good: np.ndarray[Any, Any]) -> None:
+    """Reject sequences, which are in order, that reach beyond the window of observation."""
+    start, end = reader.observation.start, reader.observation.end
+    for index in np.flatnonzero(good & (np.diff(grouped.offsets) > 0)):
+        first, last = int(grouped.offsets[index]), int(grouped.offsets[index + 1]) - 1
+        for event, outside in (
+            (first, start is not None and grouped.times[first] < start),
+            (last, end is not None and grouped.times[last] > end),
+        ):
+            if outside and good[index]:
+                good[index] = False
+                reader.rejects.add(
+                    reader.place(int(grouped.places[event])),
+                    f"time {float(grouped.times[event])!r} is outside the window of observation "
+                    f"({reader.options.observation}); expected all events inside it",
+                )
 
 
 def write_events(
@@ -207,7 +235,12 @@ def write_events(
                     continue
                 part = slice(int(grouped.offsets[index]) - start, int(grouped.offsets[index + 1]) - start)
                 if cuts is None:
-                    writers[split[index]].append(kinds[part], times[part])
+                    types, moments = kinds[part], times[part]
+                    if reader.begin is not None:
+                        # The first event then is predicted like any other.
+                        types = np.concatenate([[reader.begin], types])
+                        moments = np.concatenate([[reader.observation.start], moments])
+                    writers[split[index]].append(types, moments)
                     continue
                 bounds = part.start + np.searchsorted(times[part], cuts)
                 for writer, (begin, end) in zip(writers, pairwise(bounds), strict=True):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from .observation import parse_observation
 from .splits import SplitOptions, parse_cuts, parse_fractions
 from .timestamps import TimestampParser
 from .tokenizer import check_vocabulary_size, load_tokenizer
@@ -36,6 +37,8 @@ class PreprocessOptions:
     time_unit: str = "seconds"
     assume_utc: bool = False
     type_bins: tuple[float, ...] = ()
+    observation: str | None = None
+    score_first: bool = False
     by: str = "line"
     tokenizer: str = "bpe"
     vocabulary_size: int = 4096
@@ -50,7 +53,7 @@ class PreprocessOptions:
 
 # Options of one kind of data, which would silently do nothing for the other.
 _ONLY_FOR = {
-    "events": {"type_bins": "--type-bins"},
+    "events": {"type_bins": "--type-bins", "observation": "--observation", "score_first": "--score-first"},
     "text": {
         "by": "--by", "tokenizer": "--tokenizer", "vocabulary_size": "--vocab-size", "segment": "--segment",
         "timestamp_prefix": "--timestamp-prefix", "timestamp_format": "--timestamp-format",
@@ -85,6 +88,11 @@ def check_options(options: PreprocessOptions, parser: TimestampParser) -> None:
     parse_fractions(options.split.fractions)
     if options.split.times is not None:
         parse_cuts(options.split.times, parser)
+    observation = parse_observation(options.observation, parser)
+    if options.observation is not None and options.split.times is not None:
+        raise UserError("--observation: cannot be combined with --split-time, which ends observation at its cuts")
+    if options.score_first and observation.start is None:
+        raise UserError("--score-first: needs the start of observation; say it with --observation START,END")
     if options.tokenizer == "bpe":
         check_vocabulary_size(options.vocabulary_size)
     elif options.tokenizer != "bytes":

@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import UserError
 from .events import EventReader, Say, check_order, require_events, write_events
 from .guess import Layout, guess_layout
+from .observation import Observation
 from .options import PreprocessOptions, check_kind, check_options
 from .rejects import Rejects
 from .shards import SplitWriter, finish_dataset, note_leftovers, partial_folder
@@ -82,13 +83,21 @@ def _write_events(
     starts = np.asarray(grouped.offsets[:-1])[good]
     # Each sequence is in order: the earliest time is the earliest first event.
     origin = float(min(grouped.times[start] for start in starts))
+    if reader.options.score_first and reader.observation.start is not None:
+        origin = reader.observation.start
     writers = [SplitWriter(root, name, len(names), origin) for name in SPLITS]
     left_out = write_events(reader, grouped, good, tokens, writers)
     attributes = {
         "kind": "events", "vocabulary": names, "vocabulary_size": len(names), "time_unit_seconds": unit,
         "origin": origin, "terminators_appended": 0, "left_out": left_out,
     }  # fmt: skip
-    return attributes, json.dumps(names), writers
+    window, described = reader.observation, json.dumps(names)
+    if window != Observation():
+        # Relative to the origin, as times are.
+        attributes["observation"] = [None if t is None else t - origin for t in (window.start, window.end)]
+        attributes["first_event_scored"] = reader.options.score_first
+        described = json.dumps([names, attributes["observation"]])
+    return attributes, described, writers
 
 
 def _write_texts(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import to_host
-from ..data.batches import Share, evaluation_batches
+from ..data.batches import Share, evaluation_batches, last_windows
 from ..data.dataset import Split
 from ..distributed.communicator import LOCAL, Communicator, totals
+from ..errors import UserError
 from ..model import TransformerModel
 from .gap_figures import GapFigures, GapScorer, in_parts
 from .ranks import ranks, top_shares
@@ -28,6 +29,8 @@ class Evaluation:
         bits_per_byte: of the documents' UTF-8, each terminator a byte; None for events or a part of a split.
         time_nll: −log p(gap) in nats per target, the density per unit of the data set's time; None without a time head.
         protocol: what was scored: likelihoods of other protocols are other numbers.
+        survival: −log P(no event from a sequence's last one to the end of observation), all of them over the number of
+            targets; None if not asked for.
         top_k: share of targets among the k likeliest tokens; gaps: all figures of the gaps' distributions. Both of
             `evaluate_in_detail` alone.
     """
@@ -39,6 +42,7 @@ class Evaluation:
     bits_per_byte: float | None
     time_nll: float | None = None
     protocol: str = ""
+    survival: float | None = None
     top_k: dict[int, float] | None = None
     gaps: GapFigures | None = None
 
@@ -47,15 +51,22 @@ class Evaluation:
         return self.cross_entropy + (0.0 if self.time_nll is None else time_weight * self.time_nll)
 
     @property
+    def nll(self) -> float:
+        """Nats per target of everything that was scored: type, gap, and survival if asked for."""
+        return self.loss(1.0) + (self.survival or 0.0)
+
+    @property
     def perplexity(self) -> float:
         """exp(cross_entropy)."""
         return math.exp(min(self.cross_entropy, 700.0))
 
 
-def protocol(model: TransformerModel) -> str:
+def protocol(model: TransformerModel, split: Split, survival: bool = False) -> str:
     """What an evaluation of this model scores."""
     given = "gap given the next type, " if model.config.time_given_type else ""
-    return f"{given}first event of a sequence not scored, no survival term"
+    first = "scored from the start of observation" if split.first_scored else "not scored"
+    last = "with the survival term up to the end of observation" if survival else "no survival term"
+    return f"{given}first event of a sequence {first}, {last}"
 
 
 def evaluate_split(
@@ -86,17 +97,20 @@ def evaluate_split(
     whole = count == split.token_count - split.sequences
     bits = nats / math.log(2) / split.bytes if split.bytes and whole else None
     time_nll = None if model.time_head is None else time_nats / max(count, 1)
-    return Evaluation(split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll, protocol(model))
+    return Evaluation(
+        split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll, protocol(model, split)
+    )
 
 
 def evaluate_in_detail(
     model: TransformerModel, split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None,
-    step: float | None = None,
+    step: float | None = None, survival: bool = False,
 ) -> Evaluation:  # fmt: skip
     """`evaluate_split` with everything that is known to be asked: top-k, errors of the median gap, calibration.
 
     Args:
         step: of the clock's grid, for the dequantised likelihood; None: there is none.
+        survival: count the censored intervals, too. See `survival_nats`.
     """
     nats, count, counts = 0.0, 0, np.zeros(model.config.vocabulary_size, np.int64)
     scorer = None if model.time_head is None else GapScorer(step)
@@ -123,5 +137,27 @@ def evaluate_in_detail(
     return Evaluation(
         split.name, count, nats / max(count, 1), float(counts[0]) / max(count, 1),
         nats / math.log(2) / split.bytes if split.bytes and whole else None,
-        None if figures is None else figures.nll, protocol(model), top_shares(counts), figures,
+        None if figures is None else figures.nll, protocol(model, split, survival),
+        survival_nats(model, split, tokens_per_batch, max_length) / max(count, 1) if survival else None,
+        top_shares(counts), figures,
     )  # fmt: skip
+
+
+def survival_nats(model: TransformerModel, split: Split, tokens_per_batch: int, max_length: int) -> float:
+    """Σ −log P(gap > end of observation − last event) over all sequences, in nats.
+
+    Raises UserError where the end of observation is not known, or the model does not answer for time.
+    """
+    if split.observed_until is None:
+        raise UserError(
+            f"--survival: {split.path} does not say when observation ended; preprocess it with --observation START,END"
+        )
+    if model.time_head is None:
+        raise UserError("--survival: this model does not model time (model.time_components is 0)")
+    nats = 0.0
+    for batch in last_windows(split, tokens_per_batch=tokens_per_batch, max_length=max_length):
+        last = batch.cu_seqlens[1:] - 1
+        outputs, ages = model.outputs(batch)[model.backend.put(last)], split.observed_until - batch.times[last]
+        for part in in_parts(len(last), model.time_head.marginal_components):
+            nats -= float(model.next_gap(outputs[part]).log_survival(ages[part]).sum())
+    return nats

@@ -28,6 +28,7 @@ class Floor:
         of: what is predicted, "type", "time" or "text".
         top_k: share of targets among the k likeliest types.
         gaps: all figures of a distribution of gaps.
+        survival: −log P(no event from a sequence's last one to the end of observation), summed, over the gaps scored.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Floor:
     of: str = "type"
     top_k: dict[int, float] | None = None
     gaps: GapFigures | None = None
+    survival: float | None = None
 
 
 def lowest(floors: list[Floor], of: str) -> Floor | None:
@@ -53,17 +55,24 @@ def gap_floors(train: Split, test: Split, zero_gap: float, step: float | None = 
     fitted, scored = (_gaps(split) for split in (train, test))
     fitted, scored = (np.where(gaps > 0, gaps, zero_gap) for gaps in (fitted, scored))
     logs, mean = np.log(fitted), float(fitted.mean())
-    scorer = GapScorer(step)
+    scorer, log_scale = GapScorer(step), math.log(max(float(logs.std()), 1e-6))
     for part in in_parts(len(scored), 1):
         shape = len(scored[part]), 1
-        log_scale = math.log(max(float(logs.std()), 1e-6))
         marginal = GapDistribution(np.zeros(shape), np.full(shape, float(logs.mean())), np.full(shape, log_scale))
         scorer.add(marginal, scored[part])
     figures = scorer.figures()
     exponential = math.log(mean) + float(scored.mean()) / mean
+    survivals: tuple[float | None, float | None] = (None, None)
+    if test.observed_until is not None:
+        count = min(test.token_count, _MOST_EVENTS)
+        ends = test.offsets[1:]
+        ages = test.observed_until - test.read(0, count)[1][ends[ends <= count] - 1]
+        columns = np.zeros((len(ages), 1))
+        log_survival = GapDistribution(columns, columns + float(logs.mean()), columns + log_scale).log_survival(ages)
+        survivals = -float(log_survival.sum()) / len(scored), float(ages.sum()) / mean / len(scored)
     return [
-        Floor("log-normal", figures.nll, "nats", of="time", gaps=figures),
-        Floor("exponential", exponential, "nats", of="time"),
+        Floor("log-normal", figures.nll, "nats", of="time", gaps=figures, survival=survivals[0]),
+        Floor("exponential", exponential, "nats", of="time", survival=survivals[1]),
     ]
 
 

@@ -15,14 +15,14 @@ def floors(dataset: Dataset, split: str, config: ModelConfig) -> list[Floor]:
     if dataset.kind == "text":
         return text_floors(dataset)
     train, test = dataset.split("train"), dataset.split(split)
-    found = event_floors(train, test, dataset.vocabulary_size) if dataset.vocabulary_size > 1 else []
+    found = event_floors(train, test, dataset.vocabulary_size) if dataset.event_types > 1 else []
     if not config.time_components:
         return found
     return found + gap_floors(train, test, config.time_zero_gap, dataset.gap.get("grid"))
 
 
-def compare(result: Evaluation, beside: list[Floor], config: ModelConfig, unit: float | None = None) -> list[str]:
-    """Lines that put a result beside its floors; `unit` is that of time, in seconds."""
+def compare(result: Evaluation, beside: list[Floor], dataset: Dataset) -> list[str]:
+    """Lines that put a result beside its floors."""
     if result.bits_per_byte is not None:
         head = (
             f"{result.split:<11} {result.bits_per_byte:.4f} bits per byte ({result.cross_entropy:.4f} nats per token, "
@@ -35,16 +35,20 @@ def compare(result: Evaluation, beside: list[Floor], config: ModelConfig, unit: 
             f"perplexity {result.perplexity:.2f}{_top(result.top_k)} ({result.tokens:,} tokens)"
         )
         return [head, *_beside(result.cross_entropy, beside, "type")]
-    typed = config.vocabulary_size > 1
-    lines = [f"{result.split:<11} {result.loss(1.0):.4f} nats per event ({result.tokens:,} events; {result.protocol})"]
+    typed = dataset.event_types > 1
+    lines = [f"{result.split:<11} {result.nll:.4f} nats per event ({result.tokens:,} events; {result.protocol})"]
     if typed:
         lines.append(
             f"next type   {result.cross_entropy:.4f} nats, accuracy {100 * result.accuracy:.1f} %, perplexity "
             f"{result.perplexity:.2f}{_top(result.top_k)}"
         )
         lines += _beside(result.cross_entropy, beside, "type")
-    lines.append(f"gap to it   {result.time_nll:.4f} nats, of a density per unit of time ({unit_name(unit)})")
+    unit = unit_name(dataset.time_unit_seconds)
+    lines.append(f"gap to it   {result.time_nll:.4f} nats, of a density per unit of time ({unit})")
     lines += _beside(result.time_nll, beside, "time")
+    if result.survival is not None:
+        floors_of = ", ".join(f"{f.name} {f.survival:.4f}" for f in beside if f.survival is not None)
+        lines.append(f"survival    {result.survival:.4f} nats per event, of the intervals cut off ({floors_of})")
     marginal = next((floor.gaps for floor in beside if floor.gaps is not None), None)
     return lines if result.gaps is None or marginal is None else lines + _gap_lines(result.gaps, marginal)
 

@@ -140,7 +140,7 @@ class TimeHead:
 
         Args:
             scored: (total,) bool; where it is not, gaps may be anything.
-            targets: (total,) types at the gaps' ends, looked at by a head that is given them; anything where not scored.
+            targets: (total,) types at the gaps' ends, for a head that is given them; anything where not scored.
         """
         xp, master = array_module(x), self.precision.master
         types = None if self.types is None else xp.where(scored, targets, 0)

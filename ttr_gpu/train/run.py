@@ -221,7 +221,7 @@ def _summarise(trainer: Trainer, dataset: Dataset, folder: Path, outcome: Outcom
     beside: list[Floor] = []
     if tested is not None:
         beside = floors(dataset, "test", trainer.config.model)
-        lines += compare(tested, beside, trainer.config.model, dataset.time_unit_seconds)
+        lines += compare(tested, beside, dataset)
     picture = plot_run(folder, _floor_of_loss(trainer.config, beside))
     lines += [f"run         {folder}", f"plot        {picture}", f"best        {best}"]
     lines.append(f"again       ttr-gpu eval {folder} {dataset.path}")

@@ -92,7 +92,7 @@ class Trainer:
         self.optimizer = Optimizer(self.model, train)
         self.averages = Averages(self.model, train.ema) if train.ema else None
         # Both types and times are learned: each is reported.
-        self._joint = self.model.time_head is not None and config.model.vocabulary_size > 1
+        self._joint = self.model.time_head is not None and dataset.event_types > 1
         self.progress = Progress()
         if config.model.precision == "float16":
             self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)

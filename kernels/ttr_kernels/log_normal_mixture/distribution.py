@@ -65,7 +65,9 @@ def quantile(probability: Array | float, weight_logits: Array, means: Array, log
         low, high = xp.where(below, middle, low), xp.where(below, high, middle)
         if not p.size or (high - low).max() < 1e-12:
             break
-    result: Array = xp.where(p == 0, 0.0, xp.where(p == 1, np.inf, xp.exp(0.5 * (low + high))))
+    # Beyond 1e308 it is infinite.
+    with np.errstate(over="ignore"):
+        result: Array = xp.where(p == 0, 0.0, xp.where(p == 1, np.inf, xp.exp(0.5 * (low + high))))
     return result
 
 

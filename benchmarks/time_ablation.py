@@ -1,0 +1,125 @@
+"""How much each way of telling a model about time is worth: one encoding changed at a time, on the shipped events."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .harness import RESULTS, machine, versions
+
+DATA = Path(__file__).parents[1] / "examples" / "data" / "stackoverflow.csv.gz"
+# Name -> what differs from the defaults.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "default (features both, bias log, RoPE by position)": (),
+    "no time at all": ("model.time_features=none", "model.time_bias=none"),
+    "features none": ("model.time_features=none",),
+    "features absolute": ("model.time_features=absolute",),
+    "features gap": ("model.time_features=gap",),
+    "bias none": ("model.time_bias=none",),
+    "bias linear": ("model.time_bias=linear",),
+    "RoPE by time": ("model.rope=time",),
+    "RoPE by time, bias none": ("model.rope=time", "model.time_bias=none"),
+    "gap given the next type": ("model.time_given_type=true",),
+}
+MEASURES = ("nll", "cross_entropy", "time_nll", "accuracy", "ks")
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), default=Path("time-ablation"), show_default=True,
+              help="Folder of the data set, the runs, and what is done already.")  # fmt: skip
+@click.option("--seeds", default=3, show_default=True, help="Runs of each variant.")
+@click.option("--preset", default="nano", show_default=True)
+@click.option("--steps", type=int, help="Of each run; default: as `ttr-gpu train` would.")
+@click.option("--only", help="Variants whose name contains this text.")
+def time_ablation(work: Path, seeds: int, preset: str, steps: int | None, only: str | None) -> None:
+    """Time2Vec of time and gap, time bias, RoPE by time: test likelihoods over several seeds, as a table.
+
+    Whatever is done already in --work is not done again: interrupt it, and call it again.
+    """
+    data = _prepare(work)
+    record = work / "results.json"
+    options = {"preset": preset, "steps": steps}
+    known: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"options": options, "runs": {}}
+    if known["options"] != options:
+        raise click.UsageError(f"--work: {work} holds runs of {known['options']}, expected {options}; choose another")
+    for seed in range(seeds):
+        for name, changes in VARIANTS.items():
+            if (only or "") not in name or f"{name}/{seed}" in known["runs"]:
+                continue
+            known["runs"][f"{name}/{seed}"] = _run(data, work / "run", preset, seed, steps, changes)
+            partial = record.with_suffix(".partial")
+            partial.write_text(json.dumps(known, indent=1))
+            partial.replace(record)
+    found = {
+        name: [known["runs"][f"{name}/{seed}"] for seed in range(seeds) if f"{name}/{seed}" in known["runs"]]
+        for name in VARIANTS
+    }
+    lines = _table({name: runs for name, runs in found.items() if runs})
+    print("\n".join(lines))
+    if all(len(runs) == seeds for runs in found.values()):
+        path = RESULTS / "time-ablation.json"
+        described = {"benchmark": "time-ablation", "machine": machine(), "versions": versions(), "seeds": seeds}
+        path.write_text(json.dumps({**described, **options, "variants": found}, indent=1) + "\n")
+        print(f"written: {path}")
+
+
+def _prepare(work: Path) -> Path:
+    from ttr_gpu.data.options import PreprocessOptions
+    from ttr_gpu.data.preprocess import preprocess
+    from ttr_gpu.data.splits import SplitOptions
+
+    data = work / "data.zarr"
+    if not data.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        preprocess(PreprocessOptions([str(DATA)], data, split=SplitOptions("0.6,0.2,0.2")), print)
+    return data
+
+
+def _run(
+    data: Path, folder: Path, preset: str, seed: int, steps: int | None, changes: tuple[str, ...]
+) -> dict[str, float]:
+    """Train, and evaluate the best checkpoint on the test split."""
+    from ttr_gpu.data.dataset import open_dataset
+    from ttr_gpu.infer.evaluation import evaluate_in_detail
+    from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
+    from ttr_gpu.train.run import RunOptions, train
+
+    shutil.rmtree(folder, ignore_errors=True)
+    assignments = (f"train.seed={seed}", *changes, *(() if steps is None else (f"train.steps={steps}",)))
+    outcome = train(
+        RunOptions(data, preset=preset, assignments=assignments, out=folder.parent, name=folder.name, log_every=200),
+        print,
+    )  # fmt: skip
+    if outcome.signal_number is not None:
+        raise SystemExit(128 + outcome.signal_number)
+    checkpoint, dataset = open_checkpoint(find_checkpoint(folder, best=True)), open_dataset(data)
+    settings = checkpoint.config.train
+    result = evaluate_in_detail(
+        checkpoint.load_model(), dataset.split("test"), tokens_per_batch=settings.tokens_per_batch,
+        max_length=settings.max_length,
+    )  # fmt: skip
+    assert result.gaps is not None
+    return {
+        "nll": result.nll, "cross_entropy": result.cross_entropy, "time_nll": result.gaps.nll,
+        "accuracy": result.accuracy, "ks": result.gaps.ks, "steps": float(outcome.progress.step),
+    }  # fmt: skip
+
+
+def _table(found: dict[str, list[dict[str, float]]]) -> list[str]:
+    lines = [
+        "| encoding | seeds | total, nats per event | next type, nats | gap, nats | accuracy | Kolmogorov-Smirnov |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, runs in found.items():
+        cells = []
+        for measure in MEASURES:
+            values = [run[measure] for run in runs]
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.4f}{spread}")
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return lines
