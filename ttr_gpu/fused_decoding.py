@@ -90,7 +90,7 @@ def fused_decoding(
 ) -> FusedDecoding | None:
     """The fused step of this model with these empty caches of its layers.
 
-    None where there is none: on a GPU, in float64, for linear attention, for RoPE by time, for a model that knows its pace.
+    None where there is none: on a GPU, in float64, for linear attention, RoPE by time, a model that knows its pace.
     """
     layers = [layer for layer in caches if isinstance(layer, KeyValueCache)]
     on_cpu = isinstance(model.flat.values, np.ndarray)

@@ -28,6 +28,7 @@ from ttr_kernels.common.cuda.gemm import Gemm
 # Functions of NumPy that CuPy has under the same name and with the same meaning.
 FUNCTIONS = [
     "abs",
+    "add",
     "all",
     "any",
     "arange",

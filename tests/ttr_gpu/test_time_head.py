@@ -170,6 +170,10 @@ def test_cells_of_a_grid_have_all_the_probability():
     cells = distribution[np.zeros(len(gaps), int)].cell_nll(gaps, step)
     assert cells.min() >= math.log(step)
     assert np.exp(-cells).sum() * step == pytest.approx(1.0, rel=1e-6)
+    # Far out, where the distribution function is 1 to the last place, cells still differ.
+    narrow = GapDistribution(np.zeros((2, 1)), np.zeros((2, 1)), np.full((2, 1), math.log(0.1)))
+    far = narrow.cell_nll(np.array([3.0, 1 / 3.0]), 0.001)
+    np.testing.assert_allclose(far, narrow.nll(np.array([3.0, 1 / 3.0])), rtol=1e-2)
     # A fine grid's is the plain one.
     few = np.array([0.5, 1.5, 7.25])
     rows = distribution[np.zeros(3, int)]

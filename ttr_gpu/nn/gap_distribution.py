@@ -69,10 +69,11 @@ class GapDistribution:
         """Dequantised −log p of gaps on a grid of this step: −log(P(cell of the gap) / step), the cell being
         [gap − step/2, gap + step/2], cut off at 0. Probabilities of all cells sum to 1: it is bounded by log step."""
         low, high = np.maximum(gaps - 0.5 * step, 0.0), gaps + 0.5 * step
-        below = self.cdf(high) - self.cdf(low)
+        share_below = self.cdf(low)
+        below = self.cdf(high) - share_below
         # Where the distribution function is near 1, the difference of survivals is the exact one.
         above = np.exp(self.log_survival(low)) - np.exp(self.log_survival(high))
-        mass = np.where(below > 0.5, above, below)
+        mass = np.where(share_below > 0.5, above, below)
         with np.errstate(divide="ignore"):
             result: Array = np.log(step) - np.log(mass)
         return result
