@@ -1,4 +1,4 @@
-"""`python -m benchmarks step` runs, and both sides of it compute the same."""
+"""`python -m benchmarks step` and `prefill` run, and both sides compute the same."""
 
 import json
 
@@ -32,3 +32,13 @@ def test_step(tmp_path):
 def test_step_on_sequences_of_uneven_length(tmp_path):
     sides = run(tmp_path, "--peer", "eager", "--shape", "events", "--precision", "float32")
     assert sides["ttr-gpu float32"]["last_loss"] == pytest.approx(sides["PyTorch float32"]["last_loss"], rel=1e-4)
+
+
+def test_prefill(tmp_path):
+    """It stops by itself where the logits differ."""
+    output = tmp_path / "prefill.json"
+    done = CliRunner().invoke(main, ["prefill", "--turns", "1", "--calls", "1", "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    described = json.loads(output.read_text())
+    assert set(described["peer_over_ours"]) == {"1", "8"}
+    assert [row["sequences"] for row in described["rows"]] == [1, 1, 8, 8]
