@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.event_training import Packed, Sequences, pack
-from benchmarks.peers.torch_events import TorchEventModel, padded
-from benchmarks.peers.torch_model import load_weights
 from ttr_gpu.config import ModelConfig
 from ttr_gpu.model import TransformerModel
+
+pytest.importorskip("torch.nn.functional", reason="PyTorch is not installed: pip install torch==2.13.0")
+
+from benchmarks.peers.torch_events import TorchEventModel, padded
+from benchmarks.peers.torch_model import load_weights
 
 
 @pytest.fixture
@@ -50,11 +52,10 @@ def test_batches_hold_whole_sequences_and_padding_is_counted(data):
     given = padded([data.tokens[1], data.tokens[3]], [data.times[1], data.times[3]])
     assert given.batch.tokens.shape == (2, 4)
     assert int((given.batch.targets >= 0).sum()) == 5
-    assert torch.equal(given.batch.times[0], torch.full((4,), float(data.times[1][0]), dtype=torch.float64))
+    first, last = data.times[1].tolist()
+    assert given.batch.times[0].tolist() == [first, last, last, last]
     assert data.padding([np.array([1, 3])]) == pytest.approx(3 / 8)
     order = np.concatenate(data.batches(2, False))
     assert len(set(order.tolist())) == 4
     lengths = np.array([len(each) for each in data.tokens])
-    bucketed = data.batches(2, True)
-    assert data.padding(bucketed) <= data.padding([np.sort(order).reshape(2, 2)[0], np.sort(order).reshape(2, 2)[1]])
-    assert all(abs(int(np.diff(lengths[batch])[0])) <= 15 for batch in bucketed)
+    assert sorted(sorted(lengths[batch].tolist()) for batch in data.batches(2, True)) == [[2, 5], [9, 12]]
