@@ -11,6 +11,7 @@ step's would have had to be. So a batch of another shape than the last is no spe
 
 from __future__ import annotations
 
+import bisect
 import math
 import mmap
 import threading
@@ -33,6 +34,7 @@ _ENDLESS = 1 << 62
 class _Lease(weakref.ref[Any]):
     """Part of the arena, for as long as what is referred to lives."""
 
+    __slots__ = ("offset", "size")
     offset: int
     size: int
 
@@ -83,13 +85,14 @@ class Arena:
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         """An array with undefined content, C-contiguous, ALIGNMENT bytes aligned."""
-        dtype = np.dtype(dtype)
-        wanted = dtype.itemsize * (shape if isinstance(shape, int) else math.prod(shape))
-        if wanted == 0:
+        if type(dtype) is not np.dtype:
+            dtype = np.dtype(dtype)
+        count = shape if type(shape) is int else math.prod(shape)  # type: ignore[arg-type]
+        size = (dtype.itemsize * count + ALIGNMENT - 1) & -ALIGNMENT
+        if size == 0:
             return self.xp.empty(shape, dtype)
         while self._dead:
             self._give_back(self._dead.popleft())
-        size = -(-wanted // ALIGNMENT) * ALIGNMENT
         offset = self._take(size)
         if offset + size <= self.capacity:
             if self.poison:
@@ -111,40 +114,47 @@ class Arena:
 
     def _take(self, size: int) -> int:
         """Where a hole of at least this size begins, which is one no more, or smaller."""
-        best, least = -1, _ENDLESS + 1
-        for index, (_, hole) in enumerate(self._holes):
+        holes, best, least = self._holes, -1, _ENDLESS + 1
+        for index, (_, hole) in enumerate(holes):
             if size <= hole < least:
                 best, least = index, hole
-        offset = self._holes[best][0]
+                if hole == size:
+                    break
+        offset = holes[best][0]
         if least == size:
-            del self._holes[best]
+            del holes[best]
         else:
-            self._holes[best] = (offset + size, _ENDLESS if least == _ENDLESS else least - size)
+            holes[best] = (offset + size, _ENDLESS if least == _ENDLESS else least - size)
         self.live += size
-        self.peak = max(self.peak, self.live)
-        self.extent = max(self.extent, offset + size)
+        if self.live > self.peak:
+            self.peak = self.live
+        if offset + size > self.extent:
+            self.extent = offset + size
         return offset
 
     def _give_back(self, lease: _Lease) -> None:
         """Make a hole of what is gone, one with those that it touches."""
-        offset, size = lease.offset, lease.size
+        holes, offset, size = self._holes, lease.offset, lease.size
         del self._leases[offset]
         self.live -= size
         if self.poison and offset + size <= self.capacity:
             self._fill(offset, size)
-        at = 0
-        while self._holes[at][0] < offset:
-            at += 1
-        following, length = self._holes[at]
-        if offset + size == following:
+        at = bisect.bisect_left(holes, (offset, 0))
+        following, length = holes[at]
+        joins = offset + size == following
+        if joins:
             size = _ENDLESS if length == _ENDLESS else size + length
-            del self._holes[at]
-        if at and sum(self._holes[at - 1]) == offset:
-            at -= 1
-            before, length = self._holes[at]
-            offset, size = before, _ENDLESS if size == _ENDLESS else size + length
-            del self._holes[at]
-        self._holes.insert(at, (offset, size))
+        if at:
+            before, length = holes[at - 1]
+            if before + length == offset:
+                holes[at - 1] = (before, _ENDLESS if size == _ENDLESS else length + size)
+                if joins:
+                    del holes[at]
+                return
+        if joins:
+            holes[at] = (offset, size)
+        else:
+            holes.insert(at, (offset, size))
 
     def _fill(self, offset: int, size: int) -> None:
         self._block[offset : offset + size] = b"\xff" * size
