@@ -22,7 +22,6 @@ from ttr_gpu.train.checkpoint import find_checkpoint, list_checkpoints, open_che
 from ttr_gpu.train.run import RunOptions, train
 from ttr_gpu.train.safetensors_file import Abandoned, checksum, read_arrays, write_arrays
 from ttr_gpu.train.trainer import Trainer
-from ttr_kernels.common.parallel import get_threads, set_threads
 
 KILLS = int(os.environ.get("TTR_KILLS", "5"))
 
@@ -178,21 +177,6 @@ def test_what_cannot_change_is_refused_with_the_reason(data, tmp_path, assignmen
     run(data, tmp_path, "train.steps=2")
     with pytest.raises(UserError, match=why):
         resume(data, tmp_path / "run", assignment)
-
-
-def test_another_number_of_threads_resumes_exactly(data, tmp_path):
-    options = ("model.dropout.residual=0.2", "train.checkpoint_every=5", "train.keep_last=99")
-    threads = get_threads()
-    try:
-        set_threads(1)
-        run(data, tmp_path / "whole", *options)
-        set_threads(2)
-        run(data, tmp_path / "half", *options)
-        set_threads(3)
-        resume(data, tmp_path / "half" / "run" / "checkpoints" / "step-00000005")
-    finally:
-        set_threads(threads)
-    assert_same_end(tmp_path / "half" / "run", tmp_path / "whole" / "run")
 
 
 def test_records_after_the_resumed_step_are_replaced(data, tmp_path):
