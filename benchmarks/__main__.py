@@ -6,6 +6,7 @@ import click
 
 from .attention_memory import attention_memory
 from .decode import decode
+from .distributed import distributed
 from .event_training import events
 from .kernels import kernels
 from .point_processes import point_processes
@@ -27,6 +28,7 @@ main.add_command(step)
 main.add_command(attention_memory)
 main.add_command(decode)
 main.add_command(time_ablation)
+main.add_command(distributed)
 main.add_command(point_processes)
 main.add_command(events)
 main.add_command(training)

@@ -27,24 +27,25 @@ class Launch:
 # Names of size, rank, local size, local rank. Slurm's are those of a step that srun started: the script of a batch job,
 # which runs once, has SLURM_NTASKS too.
 _LAUNCHERS = {
-    "TTR_SIZE": ("TTR_SIZE", "TTR_RANK", "TTR_LOCAL_SIZE", "TTR_LOCAL_RANK"),
     "mpirun of Open MPI": (
         "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
     ),
-    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
     "mpirun of MPICH": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
 }  # fmt: skip
 
 
 def detect(environment: Mapping[str, str] = os.environ) -> Launch:
-    """The launcher of this process; "none" with one process if there is none."""
+    """The launcher of this process; one process if there is none."""
     for launcher, (size, rank, local_size, local_rank) in _LAUNCHERS.items():
-        if _number(environment, size, 1) > 1:
+        # In a job of Slurm, mpirun starts its own helpers through srun: its variables are the ones that count.
+        if _number(environment, size, 1) > 1 and local_size in environment:
             return Launch(
                 launcher, _number(environment, size, 1), _number(environment, rank, 0),
                 _number(environment, local_size, 1), _number(environment, local_rank, 0),
             )  # fmt: skip
-    return Launch("none")
+    # Some launcher that speaks the same protocol.
+    return Launch("the launcher", max(1, _number(environment, "PMI_SIZE", 1)), _number(environment, "PMI_RANK", 0))
 
 
 def cores_of_process(usable: int) -> int:

@@ -62,14 +62,14 @@ class Checkpoint:
         if not (self.path / "optimizer.safetensors").exists():
             raise UserError(f"{self.path}: holds weights alone, from which a run cannot be resumed")
         self.restore_weights(optimizer.model, averaged=False)
-        read_arrays(self.path / "optimizer.safetensors", optimizer.state())
+        optimizer.load_state(lambda arrays: read_arrays(self.path / "optimizer.safetensors", arrays))
         if averages is not None:
             read_arrays(self.path / "averages.safetensors", averages.state())
 
 
 def checkpoint_arrays(optimizer: Optimizer, averages: Averages | None = None) -> dict[str, dict[str, Array]]:
     """All that a checkpoint of a run holds, as views: files (without their suffix), and in each its arrays by name."""
-    files = {"model": {p.name: p.value for p in optimizer.model.parameters}, "optimizer": optimizer.state()}
+    files = {"model": {p.name: p.value for p in optimizer.model.parameters}, "optimizer": optimizer.whole_state()}
     if averages is not None:
         files["averages"] = averages.state()
     return files

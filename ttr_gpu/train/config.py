@@ -68,6 +68,9 @@ class TrainConfig(BaseModel):
     spike_threshold: float = Field(
         default=8.0, ge=0, description="deviations of a loss or gradient norm that is reported with its batch; 0: never"
     )
+    shard_optimizer: bool = Field(
+        default=False, description="each of several processes keeps its part of adamw's moments alone (ZeRO-1)"
+    )
     compare_every: int = Field(
         default=100, ge=1, description="steps after which several processes compare checksums of their weights"
     )

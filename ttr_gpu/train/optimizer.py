@@ -1,10 +1,23 @@
-"""AdamW over a model's flat parameters, or Muon for the matrices of its blocks and AdamW for the rest."""
+"""AdamW over a model's flat parameters, or Muon for the matrices of its blocks and AdamW for the rest.
+
+Of several processes each may keep the moments of a part of the parameters alone, update that part, and get the others'
+values from those who have theirs (Rajbhandari et al. 2020, *ZeRO: Memory Optimizations Toward Training Trillion
+Parameter Models*, stage 1): to the bit the same updates.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
 
 from ttr_kernels.adamw import adamw, clip_scale, global_norm
 from ttr_kernels.common.arrays import Array
 
+from ..backend import copy_into, to_host
+from ..distributed.communicator import LOCAL, Communicator
+from ..errors import UserError
 from ..model import TransformerModel
 from ..nn.parameter import Parameter
 from .config import TrainConfig
@@ -17,16 +30,24 @@ class Optimizer:
     Attributes:
         first: AdamW's first moments and Muon's momentum, laid out like `model.flat.values`.
         second: AdamW's second moments, of the parameters that are not Muon's.
+        own: the part of the parameters whose moments these are; all, unless train.shard_optimizer divides them.
     """
 
-    def __init__(self, model: TransformerModel, config: TrainConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: TransformerModel, config: TrainConfig, communicator: Communicator = LOCAL) -> None:
+        self.model, self.config, self._communicator = model, config, communicator
+        self.sharded = config.shard_optimizer and communicator.size > 1
+        if config.shard_optimizer and config.optimizer != "adamw":
+            raise UserError(
+                f"train.shard_optimizer: got true with train.optimizer={config.optimizer}, which needs whole matrices; "
+                "expected adamw"
+            )
+        self.own = self._parts()[communicator.rank] if self.sharded else slice(0, len(model.flat.values))
         xp = model.backend.xp
         self.matrices = hidden_matrices(model) if config.optimizer == "muon" else []
         # They come first in the flat values.
         self.muon_end = sum(p.value.size for p, _ in self.matrices)
-        self.first = xp.zeros_like(model.flat.values)
-        self.second = xp.zeros_like(model.flat.values[self.muon_end :])
+        self.first = xp.zeros_like(model.flat.values[self.own])
+        self.second = xp.zeros_like(model.flat.values[self.own][self.muon_end :])
         self._groups = _groups(model, self.muon_end)
 
     def gradient_norm(self) -> float:
@@ -46,14 +67,22 @@ class Optimizer:
                     p.value[part], p.gradient[part], momentum[part], learning_rate=rate * relative,
                     beta=config.momentum, weight_decay=config.weight_decay / relative, gradient_scale=scale,
                 )  # fmt: skip
+        own = self.own
         for start, end, decay, relative in self._groups:
-            part, second = slice(start, end), slice(start - self.muon_end, end - self.muon_end)
+            part = slice(max(start, own.start), min(end, own.stop))
+            if part.start >= part.stop:
+                continue
+            first = slice(part.start - own.start, part.stop - own.start)
+            second = slice(first.start - self.muon_end, first.stop - self.muon_end)
             # Divided by the rate, so that a step shrinks weights by the same share whatever the width.
             adamw(
-                flat.values[part], flat.gradients[part], self.first[part], self.second[second],
+                flat.values[part], flat.gradients[part], self.first[first], self.second[second],
                 learning_rate=rate * relative, step=step, beta1=config.beta1, beta2=config.beta2, eps=config.eps,
                 weight_decay=config.weight_decay / relative if decay else 0.0, gradient_scale=scale,
             )  # fmt: skip
+        if self.sharded:
+            for rank, part in enumerate(self._parts()):
+                self._communicator.broadcast(flat.values[part], rank)
         self.model.values_changed()
 
     def state(self) -> dict[str, Array]:
@@ -66,6 +95,46 @@ class Optimizer:
                 arrays[f"{p.name}/first"] = self._part(self.first, p)
                 arrays[f"{p.name}/second"] = self._part(self.second, p, self.muon_end)
         return arrays
+
+    def whole_state(self) -> dict[str, Array]:
+        """`state` of all parameters, gathered on rank 0 if each rank has a part (others give theirs, and get nothing):
+        what a checkpoint holds, however many processes wrote it."""
+        if not self.sharded:
+            return self.state()
+        whole = [np.empty(len(self.model.flat.values) if self._communicator.rank == 0 else 0, np.float32) for _ in "12"]
+        for rank, part in enumerate(self._parts()):
+            for moments, target in zip((self.first, self.second), whole, strict=True):
+                piece = moments if rank == self._communicator.rank else self.model.backend.xp.empty(
+                    part.stop - part.start, moments.dtype
+                )  # fmt: skip
+                self._communicator.broadcast(piece, rank)
+                if len(target):
+                    target[part] = to_host(piece)
+        return self._named(*whole) if len(whole[0]) else {}
+
+    def load_state(self, read: Callable[[dict[str, Array]], None]) -> None:
+        """Have `read` fill arrays like those of `whole_state`, and keep what of them is this rank's."""
+        if not self.sharded:
+            read(self.state())
+            return
+        whole = [np.empty(len(self.model.flat.values), np.float32) for _ in "12"]
+        read(self._named(*whole))
+        copy_into(self.first, whole[0][self.own])
+        copy_into(self.second, whole[1][self.own])
+
+    def _named(self, first: Array, second: Array) -> dict[str, Array]:
+        """Moments of all parameters by the names of `state`."""
+        arrays = {}
+        for p in self.model.parameters:
+            arrays[f"{p.name}/first"] = self._part(first, p)
+            arrays[f"{p.name}/second"] = self._part(second, p)
+        return arrays
+
+    def _parts(self) -> list[slice]:
+        """Of the flat parameters, what each rank keeps the moments of."""
+        count, ranks = len(self.model.flat.values), self._communicator.size
+        edges = [count * rank // ranks for rank in range(ranks + 1)]
+        return [slice(low, high) for low, high in pairwise(edges)]
 
     def _part(self, moments: Array, p: Parameter, skipped: int = 0) -> Array:
         start = self.model.flat.offset(p) - skipped

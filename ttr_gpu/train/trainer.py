@@ -89,7 +89,7 @@ class Trainer:
         check_sizes(self.split, train.tokens_per_batch, train.max_length)
         program = loaded_program(config, backend)
         self.model = TransformerModel(config.model, seed=train.seed, backend=backend)
-        self.optimizer = Optimizer(self.model, train)
+        self.optimizer = Optimizer(self.model, train, communicator)
         self.averages = Averages(self.model, train.ema) if train.ema else None
         # Both types and times are learned: each is reported.
         self._joint = self.model.time_head is not None and dataset.event_types > 1
@@ -363,6 +363,7 @@ class Trainer:
         if self.checkpoints.copied_step == progress.step:
             return
         if not self.leads:
+            self.optimizer.whole_state()
             self.checkpoints.saved_elsewhere(progress.step)
             return
         self.log.flush()

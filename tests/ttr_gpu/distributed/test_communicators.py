@@ -35,7 +35,7 @@ def test_one_process_needs_no_engine():
 @pytest.mark.parametrize(
     ("environment", "launcher", "figures"),
     [
-        ({}, "none", (1, 0, 1, 0)),
+        ({}, "the launcher", (1, 0, 1, 0)),
         (
             {"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"},
             "mpirun of MPICH",
@@ -54,8 +54,16 @@ def test_one_process_needs_no_engine():
             (8, 5, 4, 1),
         ),
         # The script of a batch job of 8 tasks is one process.
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, "none", (1, 0, 1, 0)),
-        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, "none", (1, 0, 1, 0)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, "the launcher", (1, 0, 1, 0)),
+        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, "the launcher", (1, 0, 1, 0)),
+        ({"PMI_SIZE": "3", "PMI_RANK": "2"}, "the launcher", (3, 2, 1, 0)),
+        # MPICH's mpirun in a job of two machines: a helper on each.
+        (
+            {"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1",
+             "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"},
+            "mpirun of MPICH",
+            (4, 3, 2, 1),
+        ),
     ],
 )  # fmt: skip
 def test_launchers_are_told_by_their_environment(environment, launcher, figures):

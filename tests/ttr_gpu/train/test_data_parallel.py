@@ -7,16 +7,22 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ranks import command, environ, mpirun
+from safetensors.numpy import load_file
 from small_runs import SMALL, resume, run, weights
 
+from ttr_gpu.config import ModelConfig
 from ttr_gpu.data.batches import Share, TrainingBatches, evaluation_batches
 from ttr_gpu.errors import UserError
+from ttr_gpu.model import TransformerModel
 from ttr_gpu.train.checkpoint import find_checkpoint, list_checkpoints
+from ttr_gpu.train.config import TrainConfig
 from ttr_gpu.train.metrics import read_metrics
+from ttr_gpu.train.optimizer import Optimizer
 
 DROPOUT = "model.dropout={attention=0.1, feed_forward=0.1, residual=0.2}"
 FOUR = ("train.accumulate=4", "train.evaluate_every=7", "train.patience=0")
@@ -55,9 +61,48 @@ def test_one_two_and_four_ranks_train_the_same_model(data, tmp_path):
             str(n) for n in range(1, 21)
         ]
         assert sum("test " in line for line in lines) == 1
-    again, _ = train_on(2, data, tmp_path / "again", *FOUR, DROPOUT, "train.ema=0.9")
+    # Again, to the bit: and it makes no difference if each rank has but its part of the moments.
+    again, _ = train_on(2, data, tmp_path / "again", *FOUR, DROPOUT, "train.ema=0.9", "train.shard_optimizer=true")
     assert again == steps(tmp_path / "2" / "run")
-    np.testing.assert_array_equal(weights(tmp_path / "again" / "run"), weights(tmp_path / "2" / "run"))
+    for file in ("model", "optimizer", "averages"):
+        one, other = (
+            load_file(find_checkpoint(tmp_path / name / "run") / f"{file}.safetensors") for name in ("again", "2")
+        )
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def test_a_sharded_optimizer_keeps_a_part_of_the_moments():
+    model = TransformerModel(ModelConfig(vocabulary_size=50, embed_dim=16, hidden_dim=32, num_heads=2, num_layers=2))
+    count = len(model.flat.values)
+    ranks = [SimpleNamespace(rank=rank, size=3) for rank in range(3)]
+    found = [Optimizer(model, TrainConfig(shard_optimizer=True), ranks[rank]) for rank in range(3)]
+    assert sum(len(each.first) for each in found) == sum(len(each.second) for each in found) == count
+    assert max(len(each.first) for each in found) <= count // 3 + 1
+    assert len(Optimizer(model, TrainConfig(shard_optimizer=True)).first) == count
+    with pytest.raises(UserError, match="shard_optimizer: got true with"):
+        Optimizer(model, TrainConfig(shard_optimizer=True, optimizer="muon"))
+
+
+def test_parts_of_the_moments_make_the_updates_of_the_whole():
+    config = ModelConfig(vocabulary_size=50, embed_dim=16, hidden_dim=32, num_heads=2, num_layers=2)
+    whole = Optimizer(TransformerModel(config), TrainConfig())
+    # What is broadcast is copied below.
+    ranks = [SimpleNamespace(rank=rank, size=3, broadcast=lambda array, root: None) for rank in range(3)]
+    parts = [Optimizer(TransformerModel(config), TrainConfig(shard_optimizer=True), rank) for rank in ranks]
+    rng = np.random.default_rng(0)
+    for step in range(1, 4):
+        gradients = rng.standard_normal(len(whole.model.flat.gradients)).astype(np.float32)
+        for each in (whole, *parts):
+            each.model.flat.gradients[...] = gradients
+            each.update(step, 0.01, each.gradient_norm())
+        values = np.concatenate([each.model.flat.values[each.own] for each in parts])
+        np.testing.assert_array_equal(values, whole.model.flat.values)
+        for each in parts:
+            each.model.flat.values[...] = values
+            np.testing.assert_array_equal(each.first, whole.first[each.own])
+            np.testing.assert_array_equal(each.second, whole.second[each.own])
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -72,16 +117,27 @@ def test_ranks_share_the_windows_of_one_batch(data, tmp_path, precision):
 
 def test_a_run_goes_on_on_another_number_of_ranks(data, tmp_path):
     run(data, tmp_path / "whole", *FOUR, DROPOUT)
-    train_on(2, data, tmp_path / "half", *FOUR, DROPOUT, "train.checkpoint_every=7", "train.keep_last=99")
+    train_on(2, data, tmp_path / "half", *FOUR, DROPOUT, "train.checkpoint_every=7", "train.keep_last=99",
+             "train.shard_optimizer=true")  # fmt: skip
     for checkpoint in list_checkpoints(tmp_path / "half" / "run")[1:]:
         for path in checkpoint.iterdir():
             path.unlink()
         checkpoint.rmdir()
-    resume(data, tmp_path / "half" / "run")
+    resume(data, tmp_path / "half" / "run", "train.shard_optimizer=false")
     np.testing.assert_allclose(steps(tmp_path / "half" / "run"), steps(tmp_path / "whole" / "run"), rtol=2e-5)
     run(data, tmp_path / "other", *FOUR, DROPOUT, "train.steps=7", "train.schedule=constant")
     code, said, err = mpirun(
-        "-m", "ttr_cli.main", "train", data, "--resume", tmp_path / "other" / "run", "--set", "train.steps=14", ranks=4
+        "-m",
+        "ttr_cli.main",
+        "train",
+        data,
+        "--resume",
+        tmp_path / "other" / "run",
+        "--set",
+        "train.steps=14",
+        "--set",
+        "train.shard_optimizer=true",
+        ranks=4,
     )
     assert code == 0, err
     assert "after step 7" in said

@@ -1,0 +1,156 @@
+"""Batch scripts for Slurm: resources, the environment printed, and a run that goes on after it was pre-empted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import UserError
+
+Kind = Literal["preprocess", "train", "sweep"]
+
+# Seconds before the end of its time at which a job is told, so that it can save.
+_NOTICE = 120
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of Slurm, and what is to be run.
+
+    Attributes:
+        kind: preprocess (an array, a task for each input), train, or sweep (an array, a task for each line of a file of
+            options of `ttr-gpu train`).
+        arguments: inputs; or the data set and options of train; or the file of options, the data set, and options.
+        nodes: machines; gpus: of each, 0 for none; ranks: processes on each, by default one for each GPU.
+        cpus: cores of each process; time: as Slurm writes it.
+    """
+
+    kind: Kind
+    arguments: tuple[str, ...]
+    nodes: int = 1
+    gpus: int = 0
+    ranks: int | None = None
+    cpus: int = 4
+    memory: str | None = None
+    time: str = "24:00:00"
+    partition: str | None = None
+    account: str | None = None
+    name: str = "ttr-gpu"
+
+    @property
+    def per_node(self) -> int:
+        """Processes on each machine."""
+        return self.ranks or max(1, self.gpus)
+
+
+def script(job: Job) -> str:
+    """The text of the batch script. UserError for what Slurm would not take."""
+    _check(job)
+    body = {"preprocess": _preprocess, "train": _train, "sweep": _sweep}[job.kind](job)
+    return "\n".join([*_header(job), "", *_ENVIRONMENT, "", *body, ""])
+
+
+def _check(job: Job) -> None:
+    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", job.time):
+        raise UserError(f"--time: got {job.time!r}, expected minutes, hours:minutes:seconds or days-hours, as Slurm's")
+    if job.memory is not None and not re.fullmatch(r"\d+[KMGT]?", job.memory):
+        raise UserError(f"--memory: got {job.memory!r}, expected such as 64G")
+    for option, value in (("--name", job.name), ("--partition", job.partition), ("--account", job.account)):
+        if value is not None and not re.fullmatch(r"[\w.,-]+", value):
+            raise UserError(f"{option}: got {value!r}, expected letters, digits, dots and dashes")
+    if not job.arguments:
+        expected = {"preprocess": "input files", "train": "a data set", "sweep": "a file of options and a data set"}
+        raise UserError(f"{job.kind}: got no argument, expected {expected[job.kind]}")
+    if job.kind == "sweep" and len(job.arguments) < 2:
+        raise UserError("sweep: got one argument, expected a file of options (a line for each run) and a data set")
+    if job.kind == "preprocess" and job.nodes * job.per_node > 1:
+        raise UserError("preprocess: runs as one process per input; leave out --nodes, --gpus and --ranks")
+
+
+def _header(job: Job) -> list[str]:
+    options = {
+        "job-name": job.name, "partition": job.partition, "account": job.account, "nodes": job.nodes,
+        "ntasks-per-node": job.per_node, "gpus-per-node": job.gpus or None, "cpus-per-task": job.cpus,
+        "mem": job.memory, "time": job.time, "output": "%x-%j.log" if job.kind == "train" else "%x-%A_%a.log",
+    }  # fmt: skip
+    lines = ["#!/bin/bash", *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None)]
+    if job.kind == "preprocess":
+        return [*lines, f"#SBATCH --array=0-{len(job.arguments) - 1}"]
+    if job.kind == "sweep":
+        lines.append("# How many lines the file of options has is said here: sbatch --array=0-15 runs the first 16.")
+        lines.append("#SBATCH --array=0-0")
+    return [
+        *lines,
+        f"# {_NOTICE} s before its time is over, processes are told, save and stop; the job then goes on in the queue.",
+        f"#SBATCH --signal=USR1@{_NOTICE}", "#SBATCH --requeue", "#SBATCH --open-mode=append",
+    ]  # fmt: skip
+
+
+_ENVIRONMENT = [
+    "set -euo pipefail",
+    'echo "job ${SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+ task $SLURM_ARRAY_TASK_ID} on ${SLURM_JOB_NODELIST}, '
+    'start ${SLURM_RESTART_COUNT:-0}, $(date -Is)"',
+    "env | grep -E '^(SLURM|CUDA|NCCL|TTR)_' | sort",
+    "ttr-gpu info",
+]
+
+
+def _preprocess(job: Job) -> list[str]:
+    inputs = " ".join(shlex.quote(path) for path in job.arguments)
+    return [
+        f"inputs=({inputs})",
+        "input=${inputs[$SLURM_ARRAY_TASK_ID]}",
+        'name=$(basename "$input")',
+        'ttr-gpu preprocess "$input" --output "${name%%.*}.zarr" --overwrite',
+    ]
+
+
+def _train(job: Job) -> list[str]:
+    data, *options = job.arguments
+    return ["run=${SLURM_JOB_NAME}-${SLURM_JOB_ID}", "options=()", *_run(job, data, options)]
+
+
+def _sweep(job: Job) -> list[str]:
+    file, data, *options = job.arguments
+    return [
+        f"mapfile -t lines < {shlex.quote(file)}",
+        'read -r -a options <<< "${lines[$SLURM_ARRAY_TASK_ID]}"',
+        "run=${SLURM_JOB_NAME}-${SLURM_ARRAY_JOB_ID}-${SLURM_ARRAY_TASK_ID}",
+        'echo "run $run: ${options[*]}"',
+        *_run(job, data, options),
+    ]
+
+
+def _run(job: Job, data: str, options: list[str]) -> list[str]:
+    """Train, or go on where the job's earlier start has saved, and back into the queue if time is over."""
+    several = job.nodes * job.per_node > 1
+    lines = []
+    if several:
+        lines += [
+            "# MPI's processes find each other through Slurm (pmi2 is MPICH's way, pmix Open MPI's); GPUs can do",
+            "# without MPI, through this address.",
+            'TTR_MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))',
+            "export TTR_MASTER",
+        ]
+    mpi = " --mpi=pmi2" if several else ""
+    return [
+        *lines,
+        'if compgen -G "runs/$run/checkpoints/step-*/DONE" > /dev/null; then',
+        '  arguments=(--resume "runs/$run")',
+        "else",
+        "  # Stopped before it had saved anything, it begins anew.",
+        '  [[ -d runs/$run ]] && mv "runs/$run" "runs/$run.stopped-${SLURM_RESTART_COUNT:-0}"',
+        f'  arguments=(--name "$run" {shlex.join(options)}'.rstrip() + ' "${options[@]}")',
+        "fi",
+        "code=0",
+        f'srun{mpi} --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
+        f'  ttr-gpu train {shlex.quote(data)} "${{arguments[@]}}" || code=$?',
+        "# 138: stopped by USR1, and saved.",
+        "if [[ $code -eq 138 ]]; then",
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "  exit 0",
+        "fi",
+        'exit "$code"',
+    ]
