@@ -33,7 +33,7 @@ def test_train_prints_its_plan_steps_summary_and_places(ttr, events, tmp_path):
 def test_plan_is_shown_and_nothing_trained(ttr, events, tmp_path):
     wanted = ("--precision", "bfloat16", "--memory-limit", "4GiB", "--out", tmp_path / "runs")
     out = ttr("train", events, *TINY, *wanted, "--plan").ok(
-        "bfloat16 storage", "extra compute", "s/step", "<- this run"
+        "device     CPU", ", bfloat16 ", "extra compute", "s/step", "<- this run"
     )
     rows = [line.split()[0] for line in out.splitlines()[-4:]]
     assert (rows[0], rows[-1], set(rows[1:3])) == ("none", "block", {"attention", "feed_forward"}), "cheapest first"

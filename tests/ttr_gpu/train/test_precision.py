@@ -33,7 +33,7 @@ def curves(stackoverflow, tmp_path_factory):
 # Rounding errors of single steps average out: of 20 steps together, the loss is that of float32 to about this share.
 @pytest.mark.parametrize(("precision", "band"), [("bfloat16", 0.003), ("float16", 0.001)])
 def test_the_loss_curve_follows_that_of_float32(curves, precision, band):
-    assert curves["float32"][-1] < 0.8 * curves["float32"][0], "it has learned something"
+    assert curves["float32"][-1] < curves["float32"][0] - 1, "it has learned something, in nats"
     np.testing.assert_allclose(curves[precision], curves["float32"], rtol=band)
     assert not np.array_equal(curves[precision], curves["float32"])
 
