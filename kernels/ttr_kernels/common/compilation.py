@@ -59,11 +59,24 @@ def _compile(function: Callable[..., Any], fastmath: frozenset[str], **options: 
     before = config.CACHE_DIR, config.CPU_FEATURES
     config.CACHE_DIR, config.CPU_FEATURES = str(directory or ""), _features()
     try:
-        return numba.njit(
+        dispatcher = numba.njit(
             nogil=True, cache=directory is not None, error_model="numpy", fastmath=set(fastmath), **options
         )(function)
+        dispatcher._compiler._customize_flags = _arguments_do_not_overlap
+        return dispatcher
     finally:
         config.CACHE_DIR, config.CPU_FEATURES = before
+
+
+def _arguments_do_not_overlap(flags: Any) -> Any:
+    """Arrays that a kernel is given do not overlap, unless they are the same one, element by element in place.
+
+    Otherwise LLVM tests for it while the kernel runs, and where the test is not sure goes through a scalar loop, which
+    adds and rounds in another way: the last bits of short rows then depended on where malloc had put the arrays. numba
+    has this flag, but no option that sets it.
+    """
+    flags.noalias = True
+    return flags
 
 
 @functools.cache
