@@ -106,7 +106,7 @@ def test_a_library_of_another_mpi_is_found_out():
     pytest.importorskip("mpi4py", reason="mpi4py is not installed")
     done = subprocess.run(
         [sys.executable, "-m", "ttr_cli.main", "train", "no.zarr"], capture_output=True, text=True, timeout=60,
-        env=environ(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0"),
+        env=environ(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_LOCAL_SIZE="2"),
     )  # fmt: skip
     assert done.returncode == 2
     assert "for mpi4py this is one of 1" in done.stderr

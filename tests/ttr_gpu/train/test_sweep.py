@@ -159,8 +159,9 @@ def test_a_slurm_array_task_runs_its_own_trial(data, tmp_path, monkeypatch):
 
 
 def test_processes_that_train_together_are_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("TTR_SIZE", "2")
-    with pytest.raises(UserError, match=r"--sweep: got 2 processes of TTR_SIZE, .* expected one"):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setenv("MPI_LOCALNRANKS", "2")
+    with pytest.raises(UserError, match=r"--sweep: got 2 processes of mpirun of MPICH, .* expected one"):
         sweep(data, tmp_path, GRID)
     assert not (tmp_path / "runs").exists()
 
