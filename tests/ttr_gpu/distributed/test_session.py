@@ -1,6 +1,7 @@
 """Ranks end together, whatever happens to one of them, and it is said which one and why."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +24,8 @@ SECONDS = 10.0
 def test_a_session_that_ends_well():
     code, out, err = mpirun(CHECK, "finish", "0")
     assert code == 0, err
-    assert sorted(out.split("\n"))[1:] == ["rank 0 finished", "rank 1 finished"]
+    # mpirun may put the lines of two ranks into one.
+    assert sorted(re.findall(r"rank \d finished", out)) == ["rank 0 finished", "rank 1 finished"]
 
 
 @pytest.mark.parametrize(
