@@ -1,9 +1,11 @@
 """Batch scripts: sound shell, and on a Slurm of one machine a run that is stopped and goes on."""
 
+import contextlib
 import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -129,6 +131,11 @@ def cluster(tmp_path_factory):
             except subprocess.TimeoutExpired:
                 daemon.kill()  # slurmd waits for what is left of a job
                 daemon.wait()
+        # Daemons that end before their jobs leave these running.
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if f"SLURM_CONF={folder}/".encode() in path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def call(cluster, *line, cwd=None):
