@@ -15,8 +15,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compilation import jit
-from .storage import load
-from .tile_multiply import LANES
+from .storage import element_pointer, load
+from .tile_multiply import LANES, accumulated
 
 # Rows of W beside each other for one row of x, and a block of rows of W and of x that together fit the registers.
 _ALONE = 8
@@ -34,53 +34,22 @@ def _dots(rows: int, batch: int) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             (out_array, out_at, out_row, w_array, w_at, w_row, x_array, x_at, x_row, inner) = arguments
-            word, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)
-            name = f"llvm.fma.v{LANES}f32"
-            fma = builder.module.globals.get(name) or ir.Function(
-                builder.module, ir.FunctionType(vector, [vector] * 3), name
-            )
-
-            def data(array: Any, kind: Any, offset: Any) -> Any:
-                return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
-
-            kind = signature.args[3].dtype
-            w_start, x_start = data(w_array, signature.args[3], w_at), data(x_array, signature.args[6], x_at)
-            out_start = data(out_array, signature.args[0], out_at)
+            word, kind = ir.IntType(64), signature.args[3].dtype
+            out_start = element_pointer(context, builder, signature.args[0], out_array, out_at)
+            w_start = element_pointer(context, builder, signature.args[3], w_array, w_at)
+            x_start = element_pointer(context, builder, signature.args[6], x_array, x_at)
             w_rows = [builder.gep(w_start, [builder.mul(w_row, word(r))]) for r in range(rows)]
             x_rows = [builder.gep(x_start, [builder.mul(x_row, word(m))]) for m in range(batch)]
 
-            before = builder.block
-            loop, end = builder.append_basic_block("inner"), builder.append_basic_block("done")
-            zero = ir.Constant(vector, [0.0] * LANES)
-            builder.cbranch(builder.icmp_signed(">", inner, word(0)), loop, end)
-            builder.position_at_end(loop)
-            k = builder.phi(word)
-            k.add_incoming(word(0), before)
-            sums = [[builder.phi(vector) for _ in range(batch)] for _ in range(rows)]
-            x_values = [_load_vector(builder, builder.gep(row, [k]), types.float32) for row in x_rows]
-            updated = []
-            for r in range(rows):
-                value = _load_vector(builder, builder.gep(w_rows[r], [k]), kind)
-                updated.append([builder.call(fma, [value, x_values[m], sums[r][m]]) for m in range(batch)])
-            following = builder.add(k, word(LANES))
-            k.add_incoming(following, loop)
-            for r in range(rows):
-                for m in range(batch):
-                    sums[r][m].add_incoming(zero, before)
-                    sums[r][m].add_incoming(updated[r][m], loop)
-            builder.cbranch(builder.icmp_signed("<", following, inner), loop, end)
+            def factors(k: Any) -> Any:
+                x_values = [_load_vector(builder, builder.gep(row, [k]), types.float32) for row in x_rows]
+                return lambda r: [_load_vector(builder, builder.gep(w_rows[r], [k]), kind)] * batch, x_values
 
-            builder.position_at_end(end)
-            totals = []
-            for r in range(rows):
-                for m in range(batch):
-                    total = builder.phi(vector)
-                    total.add_incoming(zero, before)
-                    total.add_incoming(updated[r][m], loop)
-                    totals.append((r, m, total))
-            for r, m, total in totals:
-                target = builder.gep(out_start, [builder.add(builder.mul(out_row, word(m)), word(r))])
-                builder.store(_sum_lanes(builder, total), target, align=4)
+            totals = accumulated(builder, inner, LANES, rows, batch, factors)
+            for r, row in enumerate(totals):
+                for m, total in enumerate(row):
+                    target = builder.gep(out_start, [builder.add(builder.mul(out_row, word(m)), word(r))])
+                    builder.store(_sum_lanes(builder, total), target, align=4)
             return context.get_dummy_value()
 
         return signature, generate

@@ -52,6 +52,11 @@ def _float32_to_half(context: Any, value: Any) -> Any:
     return types.int16(types.float32), generate
 
 
+def element_pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """Inside an intrinsic: the address of an element of a flat array of type `kind`."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
 def load(array: Any, index: int) -> Any:
     """Element `index` of a flat kernel array, as float32 (compiled code only)."""
     raise TypeError("load is for compiled kernels; in Python use array[index]")

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 
 from .arrays import Array
 from .compilation import jit
+from .storage import element_pointer
 
 # Each counter has a cache line of its own.
 _LINE = 8
@@ -37,14 +38,10 @@ def new_control(phases: int) -> Array:
     return np.zeros((phases, 2 * _LINE), np.int64)
 
 
-def _counter(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-
-
 @intrinsic
 def _add_one(context: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _counter(context, builder, signature.args[0], *arguments)
+        pointer = element_pointer(context, builder, signature.args[0], *arguments)
         return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "acq_rel")
 
     return types.int64(array, types.intp), generate
@@ -53,7 +50,7 @@ def _add_one(context: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def _look(context: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_counter(context, builder, signature.args[0], *arguments), "acquire", 8)
+        return builder.load_atomic(element_pointer(context, builder, signature.args[0], *arguments), "acquire", 8)
 
     return types.int64(array, types.intp), generate
 

@@ -6,6 +6,7 @@ past it. A BLAS cannot be called from inside a kernel without its library's name
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -14,6 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compilation import jit_within
+from .storage import element_pointer
 
 _features = llvmlite.binding.get_host_cpu_features()
 # Lanes of a vector, and rows of C held in registers: 16 accumulators of 32 registers (AVX-512, NEON), 8 of 16 (AVX2).
@@ -32,6 +34,46 @@ def _llvm_function(module: Any, name: str, kind: Any, arguments: int) -> Any:
     return module.globals.get(name) or ir.Function(module, ir.FunctionType(kind, [kind] * arguments), name)
 
 
+def accumulated(
+    builder: Any, inner: Any, step: int, rows: int, columns: int,
+    factors: Callable[[Any], tuple[Callable[[int], list[Any]], list[Any]]],
+) -> list[list[Any]]:  # fmt: skip
+    """The vectors Σ_k a[r, c](k) · b[c](k) for k = 0, step, … below `inner`, each in a register, rows × columns.
+
+    `factors(k)` emits what is loaded at k: a function of r that gives a[r, :], called row by row, and b.
+    """
+    word, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)
+    zero = ir.Constant(vector, [0.0] * LANES)
+    fma = _llvm_function(builder.module, f"llvm.fma.v{LANES}f32", vector, 3)
+    before = builder.block
+    loop, end = builder.append_basic_block("inner"), builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed(">", inner, word(0)), loop, end)
+    builder.position_at_end(loop)
+    k = builder.phi(word)
+    k.add_incoming(word(0), before)
+    sums = [[builder.phi(vector) for _ in range(columns)] for _ in range(rows)]
+    row, b = factors(k)
+    updated = []
+    for r in range(rows):
+        a = row(r)
+        updated.append([builder.call(fma, [a[c], b[c], sums[r][c]]) for c in range(columns)])
+    following = builder.add(k, word(step))
+    k.add_incoming(following, loop)
+    for r in range(rows):
+        for c in range(columns):
+            sums[r][c].add_incoming(zero, before)
+            sums[r][c].add_incoming(updated[r][c], loop)
+    builder.cbranch(builder.icmp_signed("<", following, inner), loop, end)
+
+    builder.position_at_end(end)
+    totals = [[builder.phi(vector) for _ in range(columns)] for _ in range(rows)]
+    for r in range(rows):
+        for c in range(columns):
+            totals[r][c].add_incoming(zero, before)
+            totals[r][c].add_incoming(updated[r][c], loop)
+    return totals
+
+
 def _block_product(vectors: int) -> Any:
     # One block of ROWS × (vectors · LANES) elements of C.
     def typing(
@@ -45,61 +87,39 @@ def _block_product(vectors: int) -> Any:
             (c_array, ldc, a_array, a_row, a_column, b_array, ldb, inner, accumulate, c_at, a_at, b_at) = arguments
             types_of = signature.args
             word = ir.IntType(64)
-            lane = ir.FloatType()
-            vector = ir.VectorType(lane, LANES)
+            vector = ir.VectorType(ir.FloatType(), LANES)
             zero = ir.Constant(vector, [0.0] * LANES)
-            fma = _llvm_function(builder.module, f"llvm.fma.v{LANES}f32", vector, 3)
-
-            def data(array: Any, kind: Any, offset: Any) -> Any:
-                return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
 
             def vector_at(pointer: Any, offset: Any) -> Any:
                 return builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
 
-            c_start, a_start = data(c_array, types_of[0], c_at), data(a_array, types_of[2], a_at)
-            b_start = data(b_array, types_of[5], b_at)
+            c_start = element_pointer(context, builder, types_of[0], c_array, c_at)
+            a_start = element_pointer(context, builder, types_of[2], a_array, a_at)
+            b_start = element_pointer(context, builder, types_of[5], b_array, b_at)
             row_offsets = [builder.mul(a_row, word(r)) for r in range(ROWS)]
 
-            before = builder.block
-            loop = builder.append_basic_block("inner")
-            done = builder.append_basic_block("done")
-            builder.cbranch(builder.icmp_signed(">", inner, word(0)), loop, done)
-            builder.position_at_end(loop)
-            k = builder.phi(word)
-            k.add_incoming(word(0), before)
-            sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(ROWS)]
-            columns = builder.mul(k, a_column)
-            b_row = builder.mul(k, ldb)
-            b_values = [
-                builder.load(vector_at(b_start, builder.add(b_row, word(v * LANES))), align=4) for v in range(vectors)
-            ]
-            updated = []
-            for r in range(ROWS):
-                scalar = builder.load(builder.gep(a_start, [builder.add(columns, row_offsets[r])]), align=4)
-                single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
-                shuffle = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-                spread = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), shuffle)
-                updated.append([builder.call(fma, [spread, b_values[v], sums[r][v]]) for v in range(vectors)])
-            following = builder.add(k, word(1))
-            k.add_incoming(following, loop)
-            for r in range(ROWS):
-                for v in range(vectors):
-                    sums[r][v].add_incoming(zero, before)
-                    sums[r][v].add_incoming(updated[r][v], loop)
-            builder.cbranch(builder.icmp_signed("<", following, inner), loop, done)
+            def factors(k: Any) -> Any:
+                columns = builder.mul(k, a_column)
+                b_row = builder.mul(k, ldb)
+                b_values = [
+                    builder.load(vector_at(b_start, builder.add(b_row, word(v * LANES))), align=4)
+                    for v in range(vectors)
+                ]
 
-            builder.position_at_end(done)
-            results = []
-            for r in range(ROWS):
-                for v in range(vectors):
-                    total = builder.phi(vector)
-                    total.add_incoming(zero, before)
-                    total.add_incoming(updated[r][v], loop)
-                    results.append((r, v, total))
-            for r, v, total in results:
-                pointer = vector_at(c_start, builder.add(builder.mul(ldc, word(r)), word(v * LANES)))
-                start = builder.select(accumulate, builder.load(pointer, align=4), zero)
-                builder.store(builder.fadd(start, total), pointer, align=4)
+                def spread(r: int) -> Any:
+                    scalar = builder.load(builder.gep(a_start, [builder.add(columns, row_offsets[r])]), align=4)
+                    single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
+                    shuffle = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+                    return [builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), shuffle)] * vectors
+
+                return spread, b_values
+
+            totals = accumulated(builder, inner, 1, ROWS, vectors, factors)
+            for r, row in enumerate(totals):
+                for v, total in enumerate(row):
+                    pointer = vector_at(c_start, builder.add(builder.mul(ldc, word(r)), word(v * LANES)))
+                    start = builder.select(accumulate, builder.load(pointer, align=4), zero)
+                    builder.store(builder.fadd(start, total), pointer, align=4)
             return context.get_dummy_value()
 
         return signature, generate
