@@ -15,7 +15,9 @@ from typing import Any
 import click
 import numpy as np
 
-from .harness import result_file, write_result
+from .harness import as_the_trainer_computes, result_file, write_result
+from .step_shapes import shape
+from .step_sides import TRAIN
 
 MEGABYTES = (1, 4, 16, 64)
 
@@ -62,18 +64,13 @@ def _work(rounds: int) -> None:
 
     from ttr_gpu.distributed.gradients import GradientSum
     from ttr_gpu.distributed.mpi import MpiCommunicator
-    from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
     from ttr_gpu.train.optimizer import Optimizer
-    from ttr_kernels.common.parallel import limit_blas, set_threads
 
-    from .step import MODEL, TRAIN, make_batch
-
-    set_threads(1)
-    limit_blas()
-    keep_freed_memory()
+    as_the_trainer_computes(1)
     communicator = MpiCommunicator()
-    model, batch = TransformerModel(MODEL), make_batch()
+    reference = shape("reference")
+    model, batch = TransformerModel(reference.model), reference.batch()
     optimizer, gradients = Optimizer(model, TRAIN), GradientSum(model, communicator)
     waits: list[float] = []
     steps = 0

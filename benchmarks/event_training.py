@@ -14,14 +14,12 @@ import click
 import numpy as np
 
 from ttr_gpu.config import PRESETS, ModelConfig
-from ttr_gpu.train.config import TrainConfig
 
-from .harness import Call, Contender, Spread, machine, result_file, take_turns, write_result
+from .harness import Call, Contender, Spread, as_the_trainer_computes, machine, result_file, take_turns, write_result
 from .step import check_agreement, find_packages
-from .step_sides import EAGER, OURS, Side
+from .step_shapes import EVENTS
+from .step_sides import EAGER, OURS, TRAIN, Side
 
-DATA = Path(__file__).resolve().parent.parent / "examples" / "data" / "stackoverflow.csv.gz"
-TRAIN = TrainConfig(lr=1e-3)
 # Bucketing: so many batches' sequences are sorted by length together, as loaders of text do.
 POOL = 100
 PACKED, PADDED, BUCKETED = "ttr-gpu, packed", "PyTorch, padded", "PyTorch, padded, bucketed"
@@ -99,14 +97,10 @@ def pack(data: Sequences, batch: np.ndarray[Any, Any]) -> Packed:
 
 def make_ours(threads: int, path: Path, preset: str, size: int) -> Callable[[], tuple[float, int]]:
     """Our step on the next batch -> (loss, events)."""
-    from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
     from ttr_gpu.train.optimizer import Optimizer
-    from ttr_kernels.common.parallel import limit_blas, set_threads
 
-    set_threads(threads)
-    limit_blas()
-    keep_freed_memory()
+    as_the_trainer_computes(threads)
     data = load(path, preset)
     model = TransformerModel(data.model)
     optimizer = Optimizer(model, TRAIN)
@@ -117,11 +111,12 @@ def make_ours(threads: int, path: Path, preset: str, size: int) -> Callable[[], 
         nonlocal steps
         steps += 1
         batch = pack(data, next(batches))
-        model.zero_gradients()
-        loss, saved = model.loss_forward(batch)
-        model.loss_backward(1.0, saved)
-        optimizer.update(steps, TRAIN.lr or 0.0, optimizer.gradient_norm())
-        return float(loss), len(batch.tokens)
+        with model.arena.step():
+            model.zero_gradients()
+            loss, saved = model.loss_forward(batch)
+            model.loss_backward(1.0, saved)
+            optimizer.update(steps, TRAIN.lr or 0.0, optimizer.gradient_norm())
+            return float(loss), len(batch.tokens)
 
     return step
 
@@ -157,7 +152,9 @@ def make_peer(threads: int, path: Path, preset: str, size: int, bucketed: bool) 
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=DATA, help="Raw events.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=EVENTS, help="Raw events."
+)
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="nano", show_default=True)
 @click.option(
     "--batch", "size", type=click.IntRange(min=1), default=28, show_default=True, help="Sequences of a batch."

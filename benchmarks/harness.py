@@ -92,6 +92,16 @@ def _serve(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: Sequenc
         pipe.send(traceback.format_exc())
 
 
+def as_the_trainer_computes(threads: int) -> None:
+    """One pool of so many threads, BLAS with one each, freed memory kept."""
+    from ttr_gpu.memory import keep_freed_memory
+    from ttr_kernels.common.parallel import limit_blas, set_threads
+
+    set_threads(threads)
+    limit_blas()
+    keep_freed_memory()
+
+
 def take_turns(contenders: Sequence[Contender], *, turns: int, calls: int) -> list[list[list[Call]]]:
     """A, B, A, B, ...: whatever else slows the machine down for a while slows both. -> [contender][turn][call]
 

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from .decode import MODEL, OURS, PEER, check_agreement
-from .harness import Contender, Spread, machine, ratio, result_file, take_turns, write_result
+from .harness import Contender, Spread, as_the_trainer_computes, machine, ratio, result_file, take_turns, write_result
 from .step import find_packages
 
 # Sequences and positions of each: one prompt as long as the window, and several.
@@ -33,13 +33,9 @@ class Prompt:
 
 def make_ours(threads: int, sequences: int, length: int) -> Callable[[], list[float]]:
     """Our prefill into an empty cache: some logits of what follows."""
-    from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
-    from ttr_kernels.common.parallel import limit_blas, set_threads
 
-    set_threads(threads)
-    limit_blas()
-    keep_freed_memory()
+    as_the_trainer_computes(threads)
     model, prompt = TransformerModel(MODEL), Prompt(sequences, length)
     cache = model.new_cache(sequences)
 

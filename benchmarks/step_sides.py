@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ttr_gpu.train.config import TrainConfig
 
+from .harness import as_the_trainer_computes
 from .step_shapes import Shape, shape
 
 TRAIN = TrainConfig(lr=1e-3)
@@ -35,14 +36,10 @@ def make_side(side: Side, shape_name: str, threads: int) -> Callable[[], float]:
 
 def make_ours(worked_on: Shape, threads: int) -> Callable[[], float]:
     """Our step, set up as the trainer sets it up."""
-    from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
     from ttr_gpu.train.optimizer import Optimizer
-    from ttr_kernels.common.parallel import limit_blas, set_threads
 
-    set_threads(threads)
-    limit_blas()
-    keep_freed_memory()
+    as_the_trainer_computes(threads)
     model, batch = TransformerModel(worked_on.model), worked_on.batch()
     optimizer = Optimizer(model, TRAIN)
     steps = 0

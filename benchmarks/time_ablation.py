@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from .harness import RESULTS, machine, versions
+from .step_shapes import EVENTS
 
-DATA = Path(__file__).parents[1] / "examples" / "data" / "stackoverflow.csv.gz"
 # Name -> what differs from the defaults.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default (features both, bias log, RoPE by position)": (),
@@ -76,7 +76,7 @@ def _prepare(work: Path) -> Path:
     data = work / "data.zarr"
     if not data.exists():
         work.mkdir(parents=True, exist_ok=True)
-        preprocess(PreprocessOptions([str(DATA)], data, split=SplitOptions("0.6,0.2,0.2")), print)
+        preprocess(PreprocessOptions([str(EVENTS)], data, split=SplitOptions("0.6,0.2,0.2")), print)
     return data
 
 

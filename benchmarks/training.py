@@ -17,12 +17,13 @@ import numpy as np
 
 from ttr_gpu.config import PRESETS, ModelConfig
 from ttr_gpu.nn.recompute import Policy, Recompute
-from ttr_gpu.train.config import RunConfig, TrainConfig
+from ttr_gpu.train.config import RunConfig
 
 from .harness import (
     Call,
     Contender,
     Spread,
+    as_the_trainer_computes,
     machine,
     peak_memory,
     ratio,
@@ -32,10 +33,10 @@ from .harness import (
     write_result,
 )
 from .step_shapes import shape
+from .step_sides import TRAIN
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-TRAIN = TrainConfig(lr=1e-3)
 # What is saved and loaded (a third of it weights, the rest the optimizer's), and the steps around each checkpoint.
 PRESET, STEPS, VOCABULARY = "small", 6, 4096
 MIB = 1 << 20
@@ -60,15 +61,11 @@ def make_step(threads: int, precision: str, policy: Policy) -> Callable[[], dict
 
 def _trained(threads: int, config: ModelConfig) -> tuple[Any, Callable[[Recompute], None]]:
     """An optimizer of a new model, and a training step of it on the batch of `step`."""
-    from ttr_gpu.memory import keep_freed_memory
     from ttr_gpu.model import TransformerModel
     from ttr_gpu.nn import DropoutKey
     from ttr_gpu.train.optimizer import Optimizer
-    from ttr_kernels.common.parallel import limit_blas, set_threads
 
-    set_threads(threads)
-    limit_blas()
-    keep_freed_memory()
+    as_the_trainer_computes(threads)
     model, batch = TransformerModel(config), shape("reference").batch()
     optimizer = Optimizer(model, TRAIN)
     scale = 65536.0 if config.precision == "float16" else 1.0

@@ -1,7 +1,10 @@
 """The benchmarks' own machinery: turns, failures of a contender, the check that both sides compute the same."""
 
+import ast
+import importlib
 import json
 import os
+from pathlib import Path
 
 import click
 import numpy as np
@@ -151,3 +154,12 @@ def test_scaling_varies_one_thing_at_a_time():
 def test_startup_shows_what_train_said_where_there_was_no_step(tmp_path):
     with pytest.raises(click.ClickException, match=r"(?s)train ended without a step:.*missing\.zarr"):
         startup.first_step(tmp_path / "missing.zarr", tmp_path / "runs", None)
+
+
+@pytest.mark.parametrize("path", sorted(Path(kernels.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_what_functions_import_of_each_other_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module and "peers" not in node.module:
+            module = importlib.import_module(f"benchmarks.{node.module}")
+            for name in node.names:
+                assert hasattr(module, name.name), f"{path.name}:{node.lineno}: {node.module} has no {name.name}"
