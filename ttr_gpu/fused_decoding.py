@@ -13,7 +13,7 @@ from ttr_kernels.decode_step import Architecture, FusedStep
 from .nn.key_value_cache import KeyValueCache, lay_together
 from .nn.linear_attention_cache import LinearAttentionCache
 from .nn.multi_head_attention import decay_of
-from .nn.parameter import Parameter, cast_together
+from .nn.parameter import Parameter
 
 if TYPE_CHECKING:
     from .decoding import ModelCache
@@ -29,7 +29,7 @@ class FusedDecoding:
     def __init__(self, model: TransformerModel, layers: list[KeyValueCache]) -> None:
         self.model = model
         config, flat = model.config, model.flat
-        matrices = cast_together(flat, model.parameters, model.precision.compute)
+        matrices = model.cast_values
         # 16-bit copies of matrices are made anew when `cast` is asked for them after a change.
         self._casts = [p for p in model.parameters if p.decay] if matrices is not flat.values else []
         shape = Architecture(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from .nn.final_norm import FinalNorm
 from .nn.gap_distribution import GapDistribution
 from .nn.heads import TokenHead
 from .nn.mup import scale_with_width
-from .nn.parameter import Parameter, flatten
+from .nn.parameter import Parameter, cast_together, flatten
 from .nn.recompute import Dropped, Recompute, drop, restore
 from .nn.sequences import Sequences
 from .nn.time2vec import TimeEncoding, time_kinds
@@ -222,6 +223,12 @@ class TransformerModel:
         for block in self.blocks:
             x, _ = block.forward(x, sequences, rope)
         return x
+
+    @cached_property
+    def cast_values(self) -> Array:
+        """All values in the dtype of the computation, laid out like `flat.values`; `cast` of a parameter keeps its own
+        up to date."""
+        return cast_together(self.flat, self.parameters, self.precision.compute)
 
     def next_logits(self, outputs: Array) -> Array:
         """Outputs of the last block (rows, C) -> logits (rows, V) of the token after each."""

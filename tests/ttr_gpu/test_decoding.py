@@ -329,3 +329,13 @@ def test_a_block_refuses_other_positions_and_times():
     block.decode(x, timestamp=1.0, position=0)
     with pytest.raises(ValueError, match="position: got 1, expected below the capacity of 1"):
         block.decode(x, timestamp=1.0, position=1)
+
+
+def test_caches_of_one_model_share_its_16_bit_copy():
+    """Weights that change reach a cache that is not the newest, too."""
+    model = make_model("bfloat16", window=8)
+    older, newer = model.new_cache(1), model.new_cache(1)
+    model.flat.values[...] *= 0.5
+    model.values_changed()
+    answers = [model.decode_step([1], [2.0], cache) for cache in (newer, older)]
+    np.testing.assert_array_equal(*answers)

@@ -18,14 +18,17 @@ from ..common.team import done, take, wait
 from ..common.vector_math import sincos_of_phase
 from ..decode_attention.cpu_pieces import Options, attend_pieces, combine_pieces
 from ..geglu.cpu import phi_tanh
+from . import BLOCK_WEIGHTS, MODEL_WEIGHTS
 
 PHASES_OF_A_BLOCK = 5
 # Weights of a unit: some microseconds of reading, many times what taking a unit costs.
 _UNIT = 1 << 14
 _ONE = np.float32(1.0)
 # Positions in FusedStep.model and in a row of FusedStep.blocks.
-_TABLE, _ABSOLUTE, _GAP, _PROJECT, _FINAL_NORM, _HEAD = 0, 1, 3, 5, 6, 7
-_ATTENTION_NORM, _QKV, _OUTPUT, _FEED_FORWARD_NORM, _UP, _DOWN = 0, 1, 2, 3, 4, 5
+_TABLE, _ABSOLUTE, _GAP, _PROJECT, _FINAL_NORM, _HEAD = map(
+    MODEL_WEIGHTS.index, ("table", "absolute.frequency", "gap.frequency", "project", "final_norm", "head")
+)
+_ATTENTION_NORM, _QKV, _OUTPUT, _FEED_FORWARD_NORM, _UP, _DOWN = range(len(BLOCK_WEIGHTS))
 
 
 class Sizes(NamedTuple):
@@ -115,9 +118,11 @@ def _norm(x: Any, batch: int, width: int, weights: Any, at: int, eps: Any, out: 
 
 
 @jit
-def _features(row: int, kind: int, model: Any, vectors: Any, moments: Any, width: int, first: int, out: Any) -> None:
-    """Time2Vec of one kind for one sequence into out[row, first:]; `kind` says where its frequencies begin."""
-    count = (width - first) if first > 0 else width
+def _features(
+    row: int, kind: int, count: int, model: Any, vectors: Any, moments: Any, width: int, first: int, out: Any
+) -> None:
+    """Time2Vec of one kind for one sequence into out[row, first : first + count]; `kind` says where its frequencies
+    begin."""
     frequency, phase = model[kind], model[kind + 1]
     for k in range(count):
         angle = moments * np.float64(vectors[frequency + k]) + np.float64(vectors[phase + k])
@@ -144,10 +149,10 @@ def _embed(
         if not ready:
             for b in range(batch):
                 if sizes.absolute:
-                    _features(b, _ABSOLUTE, model, vectors, times[b] / sizes.time_span, inner, 0, rows)
+                    _features(b, _ABSOLUTE, sizes.features, model, vectors, times[b] / sizes.time_span, inner, 0, rows)
                 if sizes.gap:
                     moment = np.log1p(gaps[b] / sizes.time_scale)
-                    _features(b, _GAP, model, vectors, moment, inner, inner - sizes.features, rows)
+                    _features(b, _GAP, sizes.features, model, vectors, moment, inner, inner - sizes.features, rows)
             ready = True
         first, count = unit * step, min(step, width - unit * step)
         dot_products(tile, 0, count, matrices, model[_PROJECT] + first * inner, count, inner, rows, 0, inner, batch)
@@ -170,7 +175,6 @@ def _project(
     every = heads + 2 * kv_heads
     step = max(1, _unit_rows(width) // dim)
     units = (every + step - 1) // step
-    tile = tile if tile.size >= batch * step * dim else np.empty(batch * step * dim, np.float32)
     half, ready = dim // 2, False
     while True:
         unit = take(control, phase)
