@@ -59,6 +59,8 @@ class EventStreams:
         self.model, self.origin = model, origin
         self.cache = model.new_cache(count, capacity)
         self._names = None if names is None else EventPrompts(names)
+        # A model may have room for more types than the data have.
+        self._types_known = model.config.vocabulary_size if names is None else len(names)
         self._known_fingerprint: str | None = None
         # The last block's output at each stream's last event: the head turns it into a distribution when asked.
         self._last: Array = np.zeros((count, model.config.embed_dim), model.precision.compute)
@@ -157,7 +159,7 @@ class EventStreams:
         return outputs
 
     def _types(self, outputs: Array) -> Array:
-        return probabilities(to_host(self.model.next_logits(outputs)), Sampling())
+        return probabilities(to_host(self.model.next_logits(outputs))[:, : self._types_known], Sampling())
 
     def _arrange(
         self, streams: Sequence[int] | Array, types: Sequence[int | str] | Array, times: Sequence[float] | Array
@@ -243,8 +245,8 @@ class EventStreams:
             if self._names is None:
                 raise ValueError(f"types: got {kind!r}, expected numbers, since no names were given")
             return self._names.token(kind)
-        if not 0 <= kind < self.model.config.vocabulary_size or kind != int(kind):
-            raise ValueError(f"types: got {kind}, expected 0 .. {self.model.config.vocabulary_size - 1}")
+        if not 0 <= kind < self._types_known or kind != int(kind):
+            raise ValueError(f"types: got {kind}, expected 0 .. {self._types_known - 1}")
         return int(kind)
 
     def _check_streams(self, rings: Array) -> None:

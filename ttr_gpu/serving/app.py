@@ -250,7 +250,7 @@ class _Service:
 
 
 def _live(events: dict[str, Any], expected: dict[str, Any]) -> str:
-    return f"data: {json.dumps({**events, 'next': expected}, allow_nan=False)}\n\n"
+    return f"data: {json.dumps(_finite({**events, 'next': expected}), allow_nan=False)}\n\n"
 
 
 def _json(value: dict[str, Any]) -> Response:
@@ -258,7 +258,7 @@ def _json(value: dict[str, Any]) -> Response:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinities: a mean that overflows is null."""
+    """JSON has no infinities: a quantile or a density that overflows is null."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import UserError
 from ..infer.event_stream import EventStreams
@@ -65,7 +65,6 @@ class _Job:
     future: asyncio.Future[Answer]
     ring: int = -1
     taken: int = 0
-    next: NextEvent | None = field(default=None, repr=False)
 
     def slice(self) -> slice:
         return slice(self.taken, min(self.taken + SLICE, len(self.types)))
@@ -178,13 +177,14 @@ class StreamEngine:
         for stream in list(self._queues):
             job = self._queues[stream][0]
             if job.taken == 0:
+                # Looked at first: a new stream of who has gone away must not take a place.
+                if job.future.cancelled():
+                    self._end(job)
+                    continue
                 try:
                     self._admit(job)
                 except Refusal as refusal:
                     self._end(job, refusal)
-                    continue
-                if job.future.cancelled():
-                    self._end(job)
                     continue
             jobs.append(job)
         return jobs

@@ -218,3 +218,13 @@ def test_without_a_window_a_full_stream_refuses_all_of_a_push():
         streams.push([1, 0, 0], [1, 1, 1], [3.0, 3.0, 4.0])
     assert streams.cache.lengths.tolist() == [2, 0]
     streams.push([0], [1], [3.0])
+
+
+def test_a_model_with_room_for_more_types_tells_of_those_there_are():
+    streams = EventStreams(make_model(), 1, names=["login", "click"])
+    streams.push([0], ["click"], [1.0])
+    (probabilities,) = streams.next()
+    assert probabilities.shape == (2,)
+    assert probabilities.sum() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match=r"types: got 2, expected 0 \.\. 1"):
+        streams.push([0], [2], [2.0])

@@ -255,3 +255,13 @@ def test_states_that_do_not_fit_are_refused(tmp_path):
     next(tmp_path.iterdir()).write_bytes(b"half")
     with pytest.raises(UserError, match="cannot be read"):
         load_streams(tmp_path, make_streams(2))
+
+
+def test_who_has_gone_away_takes_no_place():
+    async def test(engine):
+        gone = asyncio.ensure_future(engine.push("a", ["login"], [1.7e9]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        return await engine.push("b", ["login"], [1.7e9])
+
+    assert serving(make_streams(1), test).events == 1
