@@ -15,7 +15,8 @@ from ttr_gpu.errors import UserError
 from ttr_gpu.model import TransformerModel
 from ttr_gpu.nn import DropoutKey
 from ttr_gpu.nn.recompute import Dropped, Policy, Recompute, drop
-from ttr_gpu.train.memory_plan import in_bytes
+from ttr_gpu.train.config import RunConfig, TrainConfig
+from ttr_gpu.train.memory_plan import in_bytes, step_memory
 
 KEY = DropoutKey(5, 8)
 POLICIES = [policy for policy in get_args(Policy) if policy != "none"]
@@ -148,3 +149,13 @@ def test_sizes_are_read():
     for text in ("", "much", "4GiBs", "-1GB", "0"):
         with pytest.raises(UserError, match=r"--memory-limit: got .*expected a size such as 4GiB"):
             in_bytes(text)
+
+
+def test_ranks_share_the_moments():
+    model = model_of()
+    config = RunConfig(model=model.config, train=TrainConfig(shard_optimizer=True))
+    alone, first = (step_memory(model, config, Recompute(), ranks=ranks) for ranks in (1, 4))
+    assert alone.optimizer == 4 * first.optimizer
+    # The first rank saves them all.
+    assert first.checkpoint == alone.checkpoint
+    assert first.total == alone.total - 3 * first.optimizer

@@ -43,7 +43,7 @@ class Communicator(Protocol):
     name: str
 
     def all_reduce(self, array: Array, operation: Operation = "sum") -> None:
-        """Replace `array` by its sum (largest, smallest) over all ranks. 16-bit floats are summed in float32."""
+        """Replace `array` by its sum (largest, smallest) over all ranks. MPI's sums of 16-bit floats are float32's."""
 
     def start_all_reduce(self, array: Array) -> None:
         """Begin a sum as in `all_reduce`, in the background, after those begun before; until `wait` nothing else may

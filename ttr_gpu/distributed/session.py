@@ -134,8 +134,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
 
 
 def _finish(found: Session) -> None:
-    if found.watch is not None:
-        found.watch.close()
+    assert found.watch is not None
+    found.watch.close()
     found.communicator.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
@@ -65,6 +66,14 @@ def _check(job: Job) -> None:
         raise UserError(f"{job.kind}: got no argument, expected {expected[job.kind]}")
     if job.kind == "sweep" and len(job.arguments) < 2:
         raise UserError("sweep: got one argument, expected a file of options (a line for each run) and a data set")
+    if job.kind == "train":
+        for option in (argument.split("=")[0] for argument in job.arguments[1:]):
+            if option in ("--name", "--out", "--resume", "--sweep", "--plan"):
+                raise UserError(f"train: got {option}, expected none: the script names the run, and resumes it by name")
+    if job.kind == "preprocess":
+        names = [Path(path).name.split(".")[0] for path in job.arguments]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"preprocess: several inputs would become {twice}.zarr, expected one; rename them")
     if job.kind == "preprocess" and job.nodes * job.per_node > 1:
         raise UserError("preprocess: runs as one process per input; leave out --nodes, --gpus and --ranks")
 

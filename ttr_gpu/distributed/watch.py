@@ -26,7 +26,7 @@ PEER_FAILED = 1
 class Watch:
     """The connections of one rank: rank 0 to all others, others to rank 0. JSON lines travel on them.
 
-    Made by `listen` and `connect`; `start` begins the watch, `close` ends it on all ranks.
+    Made by `accept` and `connect`; `start` begins the watch, `close` ends it on all ranks.
 
     Attributes:
         peers: rank at the other end -> its connection.

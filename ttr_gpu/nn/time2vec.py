@@ -82,13 +82,15 @@ class TimeEncoding:
     def periods(self) -> dict[str, Array]:
         """Periods of the features that have one, in the unit of the times, for each of `kinds` (features_dim − 1,).
 
-        Of gaps, which enter as logarithms: the gap at which the first period that began at 0 ends.
+        Of gaps, and of how far a sequence is behind its pace, which enter as logarithms: where the first period that
+        began at 0 ends.
         """
         found = {}
         for kind, frequency in zip(self.kinds, self.frequency, strict=True):
             turns = np.abs(to_host(frequency.value)[1:].astype(np.float64))
             period = 2 * np.pi / np.maximum(turns, np.finfo(np.float32).tiny)
-            found[kind] = self.span * period if kind == "absolute" else self.scale * np.expm1(np.minimum(period, 700.0))
+            unit = self.pace if kind == "pace" else self.scale
+            found[kind] = self.span * period if kind == "absolute" else unit * np.expm1(np.minimum(period, 700.0))
         return found
 
     def forward(self, sequences: Sequences) -> tuple[Array, TimeEncodingSaved]:

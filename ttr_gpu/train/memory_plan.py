@@ -76,9 +76,9 @@ class PolicyCost:
 
 
 def step_memory(
-    model: TransformerModel, config: RunConfig, recompute: Recompute, *, program: int = 0, data: int = 0
+    model: TransformerModel, config: RunConfig, recompute: Recompute, *, program: int = 0, data: int = 0, ranks: int = 1
 ) -> StepMemory:
-    """The memory of a step of `config` under a policy."""
+    """The memory of a step of `config` under a policy, on the fullest of so many ranks: the first, which saves."""
     size, compute = model.flat.values.nbytes, model.precision.compute
     copies = 0
     if compute != model.precision.master:
@@ -90,7 +90,8 @@ def step_memory(
         optimizer -= sum(p.value.nbytes for p, _ in hidden_matrices(model))
     averages = size if config.train.ema else 0
     return StepMemory(
-        program=program, data=data, parameters=size + copies, gradients=size, optimizer=optimizer, averages=averages,
+        program=program, data=data, parameters=size + copies, gradients=size,
+        optimizer=optimizer // ranks if config.train.shard_optimizer else optimizer, averages=averages,
         checkpoint=size + optimizer + averages if model.backend.name == "cpu" else 0,
         activations=_activations(model, config, recompute), scratch=_scratch(model, config),
     )  # fmt: skip
@@ -190,7 +191,7 @@ def extra_flops(model: TransformerModel, batch: Batch, recompute: Recompute) -> 
 
 
 def policy_costs(
-    model: TransformerModel, config: RunConfig, batch: Batch, seconds: float, *, program: int, data: int
+    model: TransformerModel, config: RunConfig, batch: Batch, seconds: float, *, program: int, data: int, ranks: int = 1
 ) -> list[PolicyCost]:
     """Every policy's cost, the cheapest first. `seconds` is a step's of `batch` with nothing recomputed."""
     layers = config.model.num_layers
@@ -205,7 +206,7 @@ def policy_costs(
     costs = []
     for candidate in candidates:
         extra = extra_flops(model, batch, candidate) / flops
-        memory = step_memory(model, config, candidate, program=program, data=data)
+        memory = step_memory(model, config, candidate, program=program, data=data, ranks=ranks)
         costs.append(PolicyCost(candidate, memory, extra, seconds * (1 + extra)))
     return sorted(costs, key=lambda cost: (cost.extra, cost.memory.total))
 

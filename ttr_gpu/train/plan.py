@@ -86,7 +86,8 @@ def make_plan(
     warmup = min(total, max(1, total // 20) if train.warmup_steps is None else train.warmup_steps)
     every = train.evaluate_every or max(1, min(per_epoch, total // 10))
     backend = model.backend
-    memory, free = step_memory(model, config, config.recompute, program=program, data=data), backend.free_bytes()
+    memory = step_memory(model, config, config.recompute, program=program, data=data, ranks=communicator.size)
+    free = backend.free_bytes()
     peak = measure_gemm_peak(backend, dtype=_multiplied_dtype(model))
     batch = full_batch(config)
     fits = not free or memory.total - program <= free
@@ -132,12 +133,14 @@ def costs_of_policies(plan: Plan, model: TransformerModel, config: RunConfig) ->
     return [replace(cost, seconds=config.train.accumulate * cost.seconds) for cost in costs]
 
 
-def fitted(config: RunConfig, model: TransformerModel, limit: int, *, program: int, data: int) -> RunConfig:
+def fitted(
+    config: RunConfig, model: TransformerModel, limit: int, *, program: int, data: int, ranks: int = 1
+) -> RunConfig:
     """The run under the cheapest policy of recomputation that takes at most `limit` bytes.
 
     Raises UserError, saying what would fit, if none does.
     """
-    costs = policy_costs(model, config, full_batch(config), 0.0, program=program, data=data)
+    costs = policy_costs(model, config, full_batch(config), 0.0, program=program, data=data, ranks=ranks)
     return config.with_recompute(cheapest(costs, limit))
 
 

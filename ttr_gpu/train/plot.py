@@ -98,8 +98,11 @@ def plot_decay(checkpoint: Checkpoint, path: Path) -> Path | None:
     return save(figure, tuple(axes[:, 0]), path)
 
 
+_KINDS = {"absolute": "timestamps", "gap": "gaps", "pace": "behind the pace"}
+
+
 def plot_periods(checkpoint: Checkpoint, path: Path) -> Path | None:
-    """Draw the periods of the Time2Vec features, of timestamps and of gaps, as they began and as they were learned.
+    """Draw the periods of the Time2Vec features, of each kind, as they began and as they were learned.
 
     A period of the gaps is one of log(1 + gap / scale), drawn as the gap from 0 to where it ends. Returns None, and
     draws nothing, if the model has no time features.
@@ -116,7 +119,7 @@ def plot_periods(checkpoint: Checkpoint, path: Path) -> Path | None:
             axis.plot(np.arange(1, len(periods) + 1), periods, "o", color=color, markersize=4, label=label)
         axis.set_yscale("log")
         axis.axhline(config.time_scale, color="#636363", linestyle=":", linewidth=1)
-        axis.set_ylabel(f"{'timestamps' if kind == 'absolute' else 'gaps'}\n({_unit(checkpoint)})")
+        axis.set_ylabel(f"{_KINDS[kind]}\n({_unit(checkpoint)})")
     axes[0, 0].legend(frameon=False, fontsize=9)
     axes[0, 0].set_title("periods of the Time2Vec features; dotted: a typical gap")
     axes[-1, 0].set_xlabel("features, the slowest first")

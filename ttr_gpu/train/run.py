@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def _train(options: RunOptions, ranks: Session, echo: Callable[[str], None], liv
         )  # fmt: skip
     except BaseException:
         if new and ranks.leads:
-            _remove_empty(folder)
+            # A run that never began leaves nothing.
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     if ranks.leads:
         _write_config(folder, trainer.config, prepared.data)
@@ -278,20 +280,16 @@ def _new_folder(options: RunOptions) -> Path:
     folder = options.out / name
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another --name, or go on with --resume {folder}")
+    make_folder(folder)
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """A new folder, with those it lies in; UserError if it cannot be made."""
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
-    return folder
-
-
-def _remove_empty(folder: Path) -> None:
-    """A run that never began leaves nothing."""
-    for path in folder.iterdir():
-        if path.is_file() and path.stat().st_size == 0:
-            path.unlink()
-    if not list(folder.iterdir()):
-        folder.rmdir()
 
 
 def _write_config(folder: Path, config: RunConfig, described: dict[str, Any]) -> None:

@@ -61,12 +61,17 @@ class SpikeDetector:
         return median
 
 
-def worst_sequences(model: TransformerModel, batches: list[Batch]) -> tuple[list[int], list[float]]:
-    """Sequences of these batches and their mean losses under the model as it is, the worst first."""
+def worst_sequences(
+    model: TransformerModel, batches: list[Batch], time_weight: float = 1.0
+) -> tuple[list[int], list[float]]:
+    """Sequences of these batches and their mean losses under the model as it is, the worst first.
+
+    `time_weight` weighs the loss of the gaps, as in the loss that is trained.
+    """
     sums: dict[int, list[Any]] = {}
     for batch in batches:
         scores = model.evaluate_batch(batch)
-        losses = scores.losses if scores.time_losses is None else scores.losses + scores.time_losses
+        losses = scores.losses if scores.time_losses is None else scores.losses + time_weight * scores.time_losses
         for number, sequence in enumerate(batch.sequence_ids):
             part = slice(int(batch.cu_seqlens[number]), int(batch.cu_seqlens[number + 1]))
             sums.setdefault(int(sequence), []).append(losses[part])

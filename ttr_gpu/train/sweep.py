@@ -24,11 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..data.dataset import open_dataset
 from ..distributed.launch import detect
 from ..errors import TrainingDiverged, UserError
+from ..whole_file import whole_file
 from .checkpoint import list_checkpoints, open_newest
 from .config import check_key, readable
 from .live import LiveTable
 from .metrics import duration
-from .run import RunOptions, new_config, train
+from .run import RunOptions, make_folder, new_config, train
 from .trainer import Outcome
 
 
@@ -215,10 +216,7 @@ def _keep_description(folder: Path, path: Path, options: RunOptions, trials: lis
     if not there.exists():
         if folder.exists():
             raise UserError(f"{folder}: exists already and is no sweep; choose another --name")
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
+        make_folder(folder)
         _write(there, described)
     begun = json.loads(there.read_text())
     # As JSON has it, so that what cannot be told apart there is not told apart here.
@@ -250,14 +248,11 @@ def _result(folder: Path, trial: Trial) -> dict[str, Any] | None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     """A JSON file that is whole whenever it is there."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(path)
+        with whole_file(path) as file:
+            file.write(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,12 +7,11 @@ import importlib
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ..errors import UserError
 
 TrackerName = Literal["wandb", "trackio"]
-TRACKERS: tuple[str, ...] = get_args(TrackerName)
 
 
 class Tracker:

@@ -113,7 +113,9 @@ class Trainer:
         )  # fmt: skip
         try:
             if memory_limit is not None:
-                config = fitted(config, self.model, memory_limit, program=program, data=self.batches.memory)
+                config = fitted(
+                    config, self.model, memory_limit, program=program, data=self.batches.memory, ranks=communicator.size
+                )
             self.config = config
             self.plan: Plan = make_plan(
                 config, self.model, dataset, self.split, self.batches.steps_per_epoch, program=program,
@@ -198,7 +200,14 @@ class Trainer:
         waited = time.perf_counter() - begin
         train, progress, model, scaling = self.config.train, self.progress, self.model, self.progress.loss_scale
         step, scale = progress.step + 1, scaling.value
-        (loss, type_loss, time_loss), norm = self._gradients(step, batches, scale)
+        counts = [
+            int(np.count_nonzero(np.greater_equal(b.targets, 0, out=empty(len(b.targets), bool)))) for b in batches
+        ]
+        count, tokens, flops = totals(
+            self.communicator, sum(counts), sum(len(batch.tokens) for batch in batches),
+            sum(model.flops(batch) for batch in batches),
+        )  # fmt: skip
+        (loss, type_loss, time_loss), norm = self._gradients(step, batches, counts, max(int(count), 1), scale)
         finite = math.isfinite(norm)
         if self.leads and self.watch and step % self.watch == 0:
             self._watch(step, batches[0], scale)
@@ -221,9 +230,6 @@ class Trainer:
         elif not scaling.overflowed():
             self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
         seconds = time.perf_counter() - begin
-        tokens, flops = totals(
-            self.communicator, sum(len(batch.tokens) for batch in batches), sum(model.flops(batch) for batch in batches)
-        )
         tokens = int(tokens)
         progress.step, progress.tokens = step, progress.tokens + tokens
         progress.seconds += seconds
@@ -236,15 +242,11 @@ class Trainer:
         self.log.step(metrics)
 
     def _gradients(
-        self, step: int, batches: list[Batch], scale: float
+        self, step: int, batches: list[Batch], counts: list[int], count: int, scale: float
     ) -> tuple[tuple[float, float | None, float | None], float]:
         """Forward and backward of a step; its loss (of types and times also each), and the norm of its
-        gradients, which are kept times `scale`."""
+        gradients, which are kept times `scale`. `counts` are the batches' targets, `count` those of all ranks."""
         train, model = self.config.train, self.model
-        counts = [
-            int(np.count_nonzero(np.greater_equal(b.targets, 0, out=empty(len(b.targets), bool)))) for b in batches
-        ]
-        count = max(int(totals(self.communicator, sum(counts))[0]), 1)
         model.zero_gradients()
         losses: list[tuple[tuple[Any, Any, Any], int, Batch]] = []
         for batch, targets in zip(batches, counts, strict=True):
@@ -292,7 +294,8 @@ class Trainer:
 
     def _report(self, step: int, spike: Spike, batches: list[Batch]) -> None:
         """Name the sequences of a step that stood out, those of the highest loss first."""
-        own = worst_sequences(self.model, [batch for batch in batches if len(batch.tokens)])
+        there = [batch for batch in batches if len(batch.tokens)]
+        own = worst_sequences(self.model, there, self.config.train.time_weight)
         found = exchange(self.communicator, list(zip(*own, strict=True)))
         pairs = sorted((pair for pairs in found for pair in pairs), key=lambda pair: -pair[1])
         sequences, losses = [sequence for sequence, _ in pairs], [loss for _, loss in pairs]

@@ -65,6 +65,9 @@ def test_what_is_asked_for_is_in_the_script():
         (Job("train", ("d",), memory="lots"), "--memory: got 'lots'"),
         (Job("train", ("d",), partition="a b"), "--partition: got 'a b'"),
         (Job("preprocess", ("a",), nodes=2), "preprocess: runs as one process per input"),
+        (Job("preprocess", ("2023/log.csv", "2024/log.csv")), "preprocess: several inputs would become log.zarr"),
+        (Job("train", ("d", "--sweep=s.toml")), "train: got --sweep, expected none"),
+        (Job("train", ("d", "--name", "mine")), "train: got --name, expected none"),
     ],
 )
 def test_what_slurm_would_not_take_is_refused(job, message):

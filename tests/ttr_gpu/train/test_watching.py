@@ -146,6 +146,21 @@ def test_periods_are_those_of_the_features(data, tmp_path):
             assert values[0] == pytest.approx(values[1], abs=2e-3), (kind, feature)
 
 
+def test_periods_behind_the_pace_are_in_the_unit_of_the_times():
+    config = ModelConfig(
+        vocabulary_size=5, embed_dim=16, num_heads=2, num_layers=1, time_scale=3.0, time_span=600.0, time_pace=7.0
+    )
+    time = TransformerModel(config).embedding.time
+    index, width = time.kinds.index("pace"), config.time_features_dim
+    for feature, period in enumerate(time.periods()["pace"], 1):
+        # The second event at the pace, and a period later.
+        values = [
+            time.forward(Sequences(np.array([0, 2], np.int32), np.array([0.0, at])))[1].project.x[1]
+            for at in (7.0, 7.0 + period)
+        ]
+        assert values[0][width * index + feature] == pytest.approx(values[1][width * index + feature], abs=2e-3)
+
+
 def test_watch_records_every_layer_and_changes_nothing(data, tmp_path):
     options = ("train.steps=9", "model.num_layers=2", "model.dropout.residual=0.2", "train.accumulate=2")
     _, said = run(data, tmp_path / "watched", *options, watch=4)
