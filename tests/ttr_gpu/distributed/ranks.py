@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,11 @@ def mpirun(*arguments: str | Path, ranks: int = 2, timeout: float = 120, **envir
     return done.returncode, done.stdout, done.stderr
 
 
+def said_by_ranks(out: str, what: str) -> list[int]:
+    """The ranks whose "rank N what" is in what mpirun put out, which may have joined lines of several."""
+    return sorted(int(rank) for rank in re.findall(rf"rank (\d+) {what}", out))
+
+
 def command(ranks: int, *arguments: str | Path) -> list[str]:
     """The command line of that."""
     pytest.importorskip("mpi4py", reason="mpi4py is not installed")
@@ -29,5 +35,9 @@ def command(ranks: int, *arguments: str | Path) -> list[str]:
 
 
 def environ(**changes: str) -> dict[str, str]:
-    """The environment of a rank: the modules that this process finds, and one thread."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1", **changes}
+    """The environment of a rank: the modules that this process finds, and one thread.
+
+    Buffered: without, `print` writes a line's end apart, and mpirun may put another rank's line before it.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1", **changes}

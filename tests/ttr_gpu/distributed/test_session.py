@@ -1,7 +1,6 @@
 """Ranks end together, whatever happens to one of them, and it is said which one and why."""
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import command, environ, mpirun
+from ranks import command, environ, mpirun, said_by_ranks
 
 from ttr_gpu.distributed import watch as module
 from ttr_gpu.distributed.watch import accept, connect, listen
@@ -24,8 +23,7 @@ SECONDS = 10.0
 def test_a_session_that_ends_well():
     code, out, err = mpirun(CHECK, "finish", "0")
     assert code == 0, err
-    # mpirun may put the lines of two ranks into one.
-    assert sorted(re.findall(r"rank \d finished", out)) == ["rank 0 finished", "rank 1 finished"]
+    assert said_by_ranks(out, "finished") == [0, 1]
 
 
 @pytest.mark.parametrize(
