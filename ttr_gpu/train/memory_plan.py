@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 
 from ttr_kernels.common.arrays import BFLOAT16
+from ttr_kernels.common.parallel import get_threads
 from ttr_kernels.matmul.blas import is_called_directly
 from ttr_kernels.matmul.onednn import why_not_bfloat16
 
@@ -37,7 +38,7 @@ class StepMemory:
         parameters: with their 16-bit copies; averages: of weights (train.ema).
         checkpoint: the copy that is written while training goes on; on a GPU it lies in the host's memory, and is 0.
         activations: at their peak, with gradients of activations: the size of the arena.
-        scratch: of matrix products, which threads keep.
+        scratch: of matrix products and performer attention, which threads keep.
     """
 
     program: int
@@ -152,18 +153,39 @@ def _query_gradients(model: TransformerModel, config: RunConfig) -> int:
     shape, train = config.model, config.train
     if model.backend.name != "cpu":
         return 8 * shape.num_heads
+    if shape.attention == "performer":
+        return 4 * shape.head_dim * (shape.num_heads + 2 * shape.kv_heads)
     sequences = max(1, train.tokens_per_batch // train.max_length)
     parts = max(1, min(-(-32 // (sequences * shape.kv_heads)), 8, -(-train.max_length // 64)))
     return 4 * shape.num_heads * (parts * -(-shape.head_dim // 16) * 16 + 1)
 
 
 def _scratch(model: TransformerModel, config: RunConfig) -> int:
+    """What kernels keep for themselves between their calls."""
+    features = _features(model, config) if config.model.attention == "performer" else 0
+    return features + (_operands(model, config) if model.backend.name == "cpu" else 0)
+
+
+def _features(model: TransformerModel, config: RunConfig) -> int:
+    """Buffers of performer attention, float32: on a CPU of one sequence and head for each thread, on a GPU of all."""
+    shape, train = config.model, config.train
+    m, d, heads, length = shape.attention_features, shape.head_dim, shape.num_heads, train.max_length
+    sequences = max(1, train.tokens_per_batch // length)
+    if model.backend.name == "cpu":
+        rows = length * (m + 10 * d + 4)
+        chunk = min(64, length)
+        threads = min(get_threads(), sequences * shape.kv_heads)
+        return 4 * threads * (rows + 6 * chunk * m + 4 * chunk**2 + chunk * (d + 1) + 5 * m * (d + 1))
+    rows, chunks = train.tokens_per_batch, sequences * -(-length // 64)
+    per_row = (2 * heads + shape.kv_heads) * m + heads * (2 * d + 3)
+    return 4 * (rows * per_row + 2 * chunks * heads * m * (d + 1))
+
+
+def _operands(model: TransformerModel, config: RunConfig) -> int:
     """What matrix products on a CPU keep: a result to be added or rounded, and 16-bit operands as float32.
 
     Nothing where BLAS adds to its result, and less than a MiB for each thread where oneDNN multiplies bfloat16.
     """
-    if model.backend.name != "cpu":
-        return 0
     shape, tokens = model.config, config.train.tokens_per_batch
     largest = max(p.value.size for p in model.parameters if p.value.ndim == 2)
     if model.precision.compute.itemsize == 4:
