@@ -6,10 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .threads import threads_option, use_threads
+
+if TYPE_CHECKING:
+    from ttr_kernels.benchmark import Timing
 
 
 @click.command()
@@ -17,36 +21,78 @@ from .threads import threads_option, use_threads
 @click.option("--only", multiple=True, metavar="NAME", help="Only this operation; may be repeated.")
 @click.option("--repeats", type=click.IntRange(min=1), default=30, show_default=True, help="Calls; the median counts.")
 @threads_option
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the timings as JSON.")
-def bench(what: str, only: tuple[str, ...], repeats: int, threads: int | None, output: Path | None) -> None:
-    """Time every kernel, forward and backward, in float32, beside a copy of as many bytes as it must move."""
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Also write the timings as JSON, and a roofline picture (PNG) beside it.")  # fmt: skip
+@click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Timings that were written earlier: adds the time over theirs.")  # fmt: skip
+def bench(
+    what: str, only: tuple[str, ...], repeats: int, threads: int | None, output: Path | None, compare: Path | None
+) -> None:
+    """Time every kernel, forward and backward, in float32, beside this machine's limits.
+
+    The limit of a kernel is a copy of as many bytes as its activations and results have, or its arithmetic at the rate
+    of a large matrix product, whichever takes longer; both are measured here.
+    """
     from ttr_gpu.errors import UserError
-    from ttr_kernels.benchmark import time_operation
+    from ttr_gpu.roofline import draw_roofline
+    from ttr_gpu.train.plan import measure_gemm_peak
+    from ttr_kernels.benchmark import NAMES, time_kernels
     from ttr_kernels.common.parallel import get_threads
-    from ttr_kernels.operations import OPERATIONS
 
     use_threads(threads)
-    names = [operation.name for operation in OPERATIONS]
-    unknown = next((name for name in only if name not in names), None)
+    unknown = next((name for name in only if name not in NAMES), None)
     if unknown is not None:
-        raise UserError(f"--only: got {unknown!r}, expected one of {', '.join(names)}")
-    rows = []
-    click.echo(f"{'operation':<21} {'case':<28} {'forward':>10} {'backward':>10} {'copies':>13} {'GFLOP/s':>8}")
-    for operation in OPERATIONS:
-        if only and operation.name not in only:
-            continue
-        for timing in time_operation(operation, repeats):
-            rows.append(timing)
-            speed = f"{timing.flops / timing.forward_seconds / 1e9:8.0f}" if timing.flops else f"{'':>8}"
-            copies, backward = f"{timing.forward_copies:5.1f} {'':>7}", f"{'':>10}"
-            if timing.backward_seconds is not None and timing.backward_copies is not None:
-                copies = f"{timing.forward_copies:5.1f} {timing.backward_copies:7.1f}"
-                backward = f"{1e3 * timing.backward_seconds:>7.3f} ms"
-            click.echo(
-                f"{timing.operation:<21} {timing.case:<28} {1e3 * timing.forward_seconds:>7.3f} ms "
-                f"{backward} {copies:>13} {speed}"
-            )
-    click.echo(f"{get_threads()} threads; copies: time over that of copying inputs and outputs once", err=True)
+        raise UserError(f"--only: got {unknown!r}, expected one of {', '.join(NAMES)}")
+    earlier = _earlier(compare, get_threads()) if compare else {}
+    peak = measure_gemm_peak()
+    click.echo(f"{'operation':<21} {'case':<27} {'part':<8} {'ms':>8} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>9}"
+               f"{'  over earlier' if compare else ''}")  # fmt: skip
+    timings = []
+    for timing in time_kernels(only or NAMES, repeats):
+        timings.append(timing)
+        click.echo(_line(timing, peak) + _over(timing, earlier))
+    click.echo(
+        f"{get_threads()} threads; limit: a copy of the bytes of activations and results, or matrix products at "
+        f"{peak / 1e9:,.0f} GFLOP/s, whichever takes longer", err=True,
+    )  # fmt: skip
     if output is not None:
-        described = {"python": sys.version.split()[0], "threads": get_threads(), "date": time.strftime("%Y-%m-%d")}
-        output.write_text(json.dumps({**described, "timings": [timing._asdict() for timing in rows]}, indent=2) + "\n")
+        described = {"python": sys.version.split()[0], "threads": get_threads(), "date": time.strftime("%Y-%m-%d"),
+                     "matrix_product_flops_per_second": peak}  # fmt: skip
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({**described, "timings": [t._asdict() for t in timings]}, indent=2) + "\n")
+        title = f"float32, {get_threads()} threads, {described['date']}"
+        click.echo(f"written: {output}, {draw_roofline(output.with_suffix('.png'), timings, peak=peak, title=title)}")
+
+
+def _line(timing: Timing, peak: float) -> str:
+    rate = f"{timing.flops / timing.seconds / 1e9:8.1f}" if timing.flops else f"{'':>8}"
+    moved, share = timing.bytes / timing.seconds / 1e9, 100 * timing.limit_seconds(peak) / timing.seconds
+    name = f"{timing.operation:<21} {timing.case:<27} {timing.part:<8}"
+    return f"{name} {1e3 * timing.seconds:>8.3f} {moved:>7.1f} {rate} {share:>7.0f} %"
+
+
+def _over(timing: Timing, earlier: dict[tuple[str, ...], float]) -> str:
+    before = earlier.get((timing.operation, timing.case, timing.part))
+    return "" if before is None else f"{timing.seconds / before:>14.2f}"
+
+
+def _earlier(path: Path, threads: int) -> dict[tuple[str, ...], float]:
+    """Seconds by operation, case and part. UserError if the file is not one of `--output` with as many threads."""
+    from ttr_gpu.errors import UserError
+
+    if not path.is_file():
+        raise UserError(f"--compare {path}: no such file; `ttr-gpu bench --output {path}` writes one")
+    try:
+        described: dict[str, Any] = json.loads(path.read_text())
+        used = int(described["threads"])
+        seconds: dict[tuple[str, ...], float] = {
+            (t["operation"], t["case"], t["part"]): float(t["seconds"]) for t in described["timings"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--compare {path}: got something that is not a file of `ttr-gpu bench --output` ({type(error).__name__}: "
+            f"{error}); write one anew"
+        ) from None
+    if used != threads:
+        raise UserError(f"--compare {path}: got timings of {used} threads, expected {threads}; add --threads {used}")
+    return seconds

@@ -8,47 +8,67 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .adamw import adamw, global_norm
 from .common.arrays import FLOAT32
 from .common.cases import Case, Operation
 from .common.conversion import copy_converted
+from .operations import OPERATIONS
+
+# Elements of the parameters that an update of the optimizer is timed on: those of the preset `tiny`.
+_PARAMETERS = 6_300_000
+# Optimizer updates have no backward, and so no table of cases.
+UPDATES = ("adamw", "global_norm")
+NAMES = (*(operation.name for operation in OPERATIONS), *UPDATES)
 
 
 class Timing(NamedTuple):
-    """Medians over the repeats; `copies` are times over that of copying inputs and outputs once.
+    """One pass of one case.
 
-    An operation without a backward has None for its times.
+    Attributes:
+        operation, case: names.
+        part: "forward", "backward" or "update".
+        seconds: median over the repeats.
+        bytes: of activations and results, each moved once; parameters of a layer are not counted.
+        copy_seconds: what a plain copy on all threads takes that reads and writes as many, measured beside it.
+        flops: floating-point operations, an exp, logarithm or sine counted as one.
     """
 
     operation: str
     case: str
-    forward_seconds: float
-    backward_seconds: float | None
-    forward_copies: float
-    backward_copies: float | None
+    part: str
+    seconds: float
+    bytes: int
+    copy_seconds: float
     flops: float
 
-
-def time_operation(operation: Operation, repeats: int) -> Iterator[Timing]:
-    """Time every case of an operation that is marked for it, in float32, results preallocated."""
-    for case in operation.cases:
-        if case.timed:
-            yield _time_case(operation, case, repeats)
+    def limit_seconds(self, peak: float) -> float:
+        """The least that the machine needs: to move the bytes, or to compute at `peak` operations per second."""
+        return max(self.copy_seconds, self.flops / peak)
 
 
-def _time_case(operation: Operation, case: Case, repeats: int) -> Timing:
-    inputs = case.make(np.random.default_rng(0))
-    for name in (*operation.activations, *operation.parameters):
-        if isinstance(inputs.get(name), np.ndarray):
-            inputs[name] = inputs[name].astype(FLOAT32)
+def time_kernels(names: tuple[str, ...], repeats: int) -> Iterator[Timing]:
+    """Time the timed cases of these operations (all of them: `NAMES`), in float32, results preallocated."""
+    for operation in OPERATIONS:
+        if operation.name in names:
+            for case in operation.cases:
+                if case.timed:
+                    yield from _time_case(operation, case, repeats)
+    for name in UPDATES:
+        if name in names:
+            yield _time_update(name, repeats)
+
+
+def _time_case(operation: Operation, case: Case, repeats: int) -> Iterator[Timing]:
+    inputs = float32_inputs(operation, case)
     y, saved = operation.forward(**inputs)
     given = {"out": np.empty_like(y)} if np.ndim(y) else {}
-    forward = _median(lambda: operation.forward(**inputs, **given), repeats)
     read = sum(inputs[name].nbytes for name in operation.activations if isinstance(inputs.get(name), np.ndarray))
     moved = read + (y.nbytes if np.ndim(y) else 0)
-    copies = forward / _copy_seconds(moved, repeats)
+    seconds, copy = _beside_a_copy(lambda: operation.forward(**inputs, **given), moved, repeats)
+    yield Timing(operation.name, case.name, "forward", seconds, moved, copy, case.flops)
     backward = operation.backward
     if backward is None:
-        return Timing(operation.name, case.name, forward, None, copies, None, case.flops)
+        return
     dy: Any = np.ones(np.shape(y), FLOAT32) if np.ndim(y) else 1.0
     first = backward(dy, saved)
     gradients = first if isinstance(first, tuple) else (first,)
@@ -57,27 +77,47 @@ def _time_case(operation: Operation, case: Case, repeats: int) -> Timing:
         for name, gradient in zip(operation.gradients, gradients, strict=True)
         if gradient is not None and inputs.get(name) is not None
     }
-    seconds = _median(lambda: backward(dy, saved, **results), repeats)
-    written = sum(results[f"d{name}"].nbytes for name in operation.activations if f"d{name}" in results)
-    return Timing(
-        operation.name, case.name, forward, seconds, copies, seconds / _copy_seconds(moved + written, repeats),
-        case.flops,
-    )  # fmt: skip
+    moved += sum(results[f"d{name}"].nbytes for name in operation.activations if f"d{name}" in results)
+    seconds, copy = _beside_a_copy(lambda: backward(dy, saved, **results), moved, repeats)
+    yield Timing(operation.name, case.name, "backward", seconds, moved, copy, operation.backward_flops * case.flops)
 
 
-def _copy_seconds(moved: int, repeats: int) -> float:
-    """Time of reading and writing so many bytes in total, on all threads."""
+def float32_inputs(operation: Operation, case: Case) -> dict[str, Any]:
+    """The inputs of a case, its floating-point arrays in float32."""
+    inputs = case.make(np.random.default_rng(0))
+    for name in (*operation.activations, *operation.parameters):
+        if isinstance(inputs.get(name), np.ndarray):
+            inputs[name] = inputs[name].astype(FLOAT32)
+    return inputs
+
+
+def _time_update(name: str, repeats: int) -> Timing:
+    rng = np.random.default_rng(0)
+    parameter, gradient = (rng.standard_normal(_PARAMETERS, dtype=FLOAT32) for _ in range(2))
+    first, second = np.zeros_like(parameter), np.ones_like(parameter)
+
+    def update() -> None:
+        adamw(parameter, gradient, first, second, learning_rate=1e-6, step=9)
+
+    # AdamW reads four arrays and writes three: two means, a root, a quotient, the decay, the update.
+    call, arrays, operations = (update, 7, 14) if name == "adamw" else (lambda: global_norm([gradient]), 1, 2)
+    moved = arrays * gradient.nbytes
+    seconds, copy = _beside_a_copy(call, moved, repeats)
+    case = f"{_PARAMETERS / 1e6:.1f} M parameters"
+    return Timing(name, case, "update", seconds, moved, copy, float(operations * _PARAMETERS))
+
+
+def _beside_a_copy(call: Callable[[], Any], moved: int, repeats: int) -> tuple[float, float]:
+    """Medians of its time and that of reading and writing so many bytes in total, on all threads, in turns."""
     width = 1024
     source = np.ones((max(1, moved // 2 // (4 * width)), width), FLOAT32)
     target = np.empty_like(source)
-    return _median(lambda: copy_converted(source, target), repeats)
-
-
-def _median(call: Callable[[], Any], repeats: int) -> float:
-    call()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         begin = time.perf_counter()
         call()
-        seconds.append(time.perf_counter() - begin)
-    return float(np.median(seconds))
+        middle = time.perf_counter()
+        copy_converted(source, target)
+        seconds.append((middle - begin, time.perf_counter() - middle))
+    ours, copy = np.median(seconds[1:], axis=0).tolist()
+    return ours, copy

@@ -45,6 +45,21 @@ def test_command_line(ttr, arguments, fragments):
 
 
 @pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        ("{}", ["got something that is not a file of `ttr-gpu bench --output`", "'threads'", "write one anew"]),
+        ("[1", ["not a file of `ttr-gpu bench --output`"]),
+        ('{"threads": 2, "timings": [{"operation": "rope"}]}', ["not a file of `ttr-gpu bench --output`", "'case'"]),
+        ('{"threads": 9, "timings": []}', ["got timings of 9 threads, expected 1; add --threads 9"]),
+    ],
+)
+def test_what_bench_cannot_compare_with(ttr, tmp_path, text, fragments):
+    (tmp_path / "old.json").write_text(text)
+    ttr("bench", "--only", "rope", "--threads", "1", "--compare", tmp_path / "old.json").error(*fragments)
+    ttr("bench", "--compare", tmp_path / "no.json").error("no.json: no such file", "bench --output")
+
+
+@pytest.mark.parametrize(
     ("options", "fragments"),
     [
         (["--set", "train.lrr=1"], ["unknown key 'train.lrr'", "did you mean train.lr?"]),

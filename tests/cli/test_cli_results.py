@@ -121,12 +121,20 @@ def test_info(ttr):
 
 
 def test_bench(ttr, tmp_path):
-    arguments = ("bench", "kernels", "--only", "rope", "--repeats", "2", "--threads", "1")
+    arguments = ("bench", "kernels", "--only", "rope", "--only", "adamw", "--repeats", "2", "--threads", "1")
     result = ttr(*arguments, "--output", tmp_path / "timings.json")
     assert result.code == 0
-    assert "operation" in result.out.splitlines()[0]
-    assert all(line.startswith("rope") for line in result.out.splitlines()[1:])
+    first, *lines, last = result.out.splitlines()
+    assert "of limit" in first
+    assert [line.split()[0] for line in lines] == ["rope"] * 4 + ["adamw"]
+    assert last == f"written: {tmp_path / 'timings.json'}, {tmp_path / 'timings.png'}"
     described = json.loads((tmp_path / "timings.json").read_text())
     assert described["threads"] == 1
-    assert {timing["operation"] for timing in described["timings"]} == {"rope"}
-    assert all(timing["forward_seconds"] > 0 for timing in described["timings"])
+    assert [timing["part"] for timing in described["timings"]] == ["forward", "backward"] * 2 + ["update"]
+    assert all(timing["seconds"] > 0 for timing in described["timings"])
+    # 2048 rows of 16 heads of 32, read and written once: three operations an element.
+    assert (described["timings"][0]["bytes"], described["timings"][0]["flops"]) == (2 * 4 * 2048 * 512, 3 * 2048 * 512)
+    assert (tmp_path / "timings.png").read_bytes().startswith(b"\x89PNG")
+    earlier = ttr(*arguments, "--compare", tmp_path / "timings.json").out.splitlines()
+    assert earlier[0].endswith("over earlier")
+    assert all(float(line.split()[-1]) > 0 for line in earlier[1:])

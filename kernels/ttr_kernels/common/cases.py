@@ -17,7 +17,7 @@ class Case:
         name: what is particular about it, e.g. "one row".
         make: random generator -> keyword arguments of the forward, floating-point arrays in float64.
         timed: large enough to be worth timing (`ttr-gpu bench kernels`); the tests leave timed cases out.
-        flops: floating-point operations of the forward, for operations bound by arithmetic.
+        flops: floating-point operations of the forward (an exp, logarithm or sine counts as one), if it is timed.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Operation:
         parameters: inputs that stay float32 whatever the dtype; their gradients accumulate.
         gradients: the inputs that have a gradient, in the order in which the backward returns them.
         cases: the table.
+        backward_flops: floating-point operations of the backward, over those of the forward.
         tolerance: multiplies the allowed error; above 1 only with a reason.
         same_bits_on_any_threads: False where BLAS does the work: its rounding depends on the size of its blocks.
     """
@@ -50,5 +51,6 @@ class Operation:
     parameters: tuple[str, ...]
     gradients: tuple[str, ...]
     cases: list[Case] = field(default_factory=list)
+    backward_flops: float = 2.0
     tolerance: float = 1.0
     same_bits_on_any_threads: bool = True

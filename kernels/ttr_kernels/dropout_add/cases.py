@@ -27,6 +27,7 @@ OPERATION = Operation(
     activations=("x", "residual"),
     parameters=(),
     gradients=("x",),
+    backward_flops=0.5,
     cases=[
         Case("one element", _inputs(1, 1)),
         Case("odd sizes", _inputs(3, 5, 33)),
@@ -36,6 +37,6 @@ OPERATION = Operation(
         Case("rate 0 with residual", _inputs(7, 33, rate=0.0, residual=True)),
         Case("high rate", _inputs(7, 33, rate=0.99)),
         Case("with residual", _inputs(70, 41, residual=True)),
-        Case("2048x256 with residual", _inputs(2048, 256, rate=0.1, residual=True), timed=True),
+        Case("2048x256 with residual", _inputs(2048, 256, rate=0.1, residual=True), timed=True, flops=2 * 2048 * 256),
     ],
 )

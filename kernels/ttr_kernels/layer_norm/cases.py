@@ -42,7 +42,7 @@ OPERATION = Operation(
         Case("large values", _inputs(4, 24, scale=100.0)),
         Case("with residual", _inputs(70, 40, residual=True)),
         Case("wide rows with residual", _inputs(40, 1200, residual=True)),
-        Case("2048x256", _inputs(2048, 256), timed=True),
+        Case("2048x256", _inputs(2048, 256), timed=True, flops=7 * 2048 * 256),
     ],
     tolerance=2.0,
 )

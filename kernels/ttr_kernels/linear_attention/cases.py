@@ -70,8 +70,9 @@ OPERATION = Operation(
         Case("decay, several chunks", _inputs(1, 200, 2, 16, 32, decays=True)),
         Case("scale", _inputs(1, 70, 2, 16, 32, scale=0.1)),
         Case("everything", _inputs(1, 0, 4, 24, 40, kv_heads=2, decays=True, packed=[140, 7, 65])),
-        Case("8x256, 128 features", _inputs(8, 256, 8, 32, 128, decays=True), timed=True),
-        Case("1x2048, 128 features", _inputs(1, 2048, 8, 32, 128, decays=True), timed=True),
+        # Features of q and k, and the sums written and read: 8 M D for a position and head.
+        Case("8x256, 128 features", _inputs(8, 256, 8, 32, 128, decays=True), timed=True, flops=8 * 128 * 2048 * 256),
+        Case("1x2048, 128 features", _inputs(1, 2048, 8, 32, 128, decays=True), timed=True, flops=8 * 128 * 2048 * 256),
     ],
     # The features' exponents are sums of products like logits, whose error grows with their magnitude.
     tolerance=4.0,

@@ -34,7 +34,7 @@ OPERATION = Operation(
         Case("no rows", _inputs(0, 4)),
         Case("odd sizes", _inputs(301, 7)),
         Case("far gaps", _inputs(50, 16, spread=6.0)),
-        Case("2048x64", _inputs(2048, 64), timed=True),
+        Case("2048x64", _inputs(2048, 64), timed=True, flops=10 * 2048 * 64),
     ],
     # A far gap's likelihood squares its distance, and with it the rounding of float32.
     tolerance=3.0,

@@ -40,7 +40,7 @@ OPERATION = Operation(
         Case("large values", _inputs(4, 24, scale=100.0)),
         Case("with residual", _inputs(70, 40, residual=True)),
         Case("wide rows with residual", _inputs(40, 1200, residual=True)),
-        Case("2048x256", _inputs(2048, 256), timed=True),
-        Case("2048x256 with residual", _inputs(2048, 256, residual=True), timed=True),
+        Case("2048x256", _inputs(2048, 256), timed=True, flops=4 * 2048 * 256),
+        Case("2048x256 with residual", _inputs(2048, 256, residual=True), timed=True, flops=5 * 2048 * 256),
     ],
 )

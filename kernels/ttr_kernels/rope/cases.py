@@ -30,6 +30,7 @@ OPERATION = Operation(
     activations=("x",),
     parameters=(),
     gradients=("x",),
+    backward_flops=1.0,
     cases=[
         Case("one row", _inputs(1, 1, 2)),
         Case("half-split", _inputs(37, 3, 24)),
@@ -39,7 +40,7 @@ OPERATION = Operation(
         Case("no rows", _inputs(0, 2, 8)),
         Case("batched", _inputs(3, 50, 2, 16)),
         Case("batched, one table", _inputs(3, 50, 2, 16, shared=True)),
-        Case("2048 rows, 16 heads of 32", _inputs(2048, 16, 32), timed=True),
-        Case("2048 rows, interleaved", _inputs(2048, 16, 32, interleaved=True), timed=True),
+        Case("2048 rows, 16 heads of 32", _inputs(2048, 16, 32), timed=True, flops=3 * 2048 * 512),
+        Case("2048 rows, interleaved", _inputs(2048, 16, 32, interleaved=True), timed=True, flops=3 * 2048 * 512),
     ],
 )

@@ -37,7 +37,7 @@ OPERATION = Operation(
         Case("linear feature only", _inputs(9, 1)),
         Case("no rows", _inputs(0, 8)),
         Case("odd sizes", _inputs(201, 33)),
-        Case("2048x32", _inputs(2048, 32, 1e6), timed=True),
+        Case("2048x32", _inputs(2048, 32, 1e6), timed=True, flops=3 * 2048 * 32),
     ],
     # The gradient of a frequency weights rounding errors of the cosine by the largest times.
     tolerance=2.0,
