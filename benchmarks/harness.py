@@ -209,6 +209,10 @@ def report(path: Path, name: str, result: dict[str, Any], compare: Path | None, 
         return
     if earlier.get("benchmark") != name or "sides" not in earlier:
         raise click.ClickException(f"--compare {compare}: got a result of {earlier.get('benchmark')!r}, not {name!r}")
+    for key in ("shape", "threads", "tokens"):
+        if earlier.get(key) != result.get(key):
+            message = f"--compare {compare}: got a result with {key} {earlier.get(key)!r}, expected {result.get(key)!r}"
+            raise click.ClickException(message)
     print(f"since {earlier['date']} ({earlier['machine']['cpu']}):")
     for line in changes(earlier["sides"], result["sides"]):
         print(f"  {line}")

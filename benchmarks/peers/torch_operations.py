@@ -60,6 +60,10 @@ def time2vec(times: Tensor, frequency: Tensor, phase: Tensor) -> Tensor:
     return torch.cat((angle[..., :1], angle[..., 1:].sin()), dim=-1).float()
 
 
+def embedding(indices: Tensor, table: Tensor) -> Tensor:
+    return F.embedding(indices, table)
+
+
 def matmul(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
@@ -67,6 +71,7 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
     for function in (
-        attention, cross_entropy, linear_cross_entropy, geglu, rms_norm, layer_norm, rope, time2vec, matmul
+        attention, cross_entropy, linear_cross_entropy, geglu, rms_norm, layer_norm, rope, time2vec, embedding,
+        matmul,
     )
 }  # fmt: skip

@@ -62,8 +62,7 @@ def _time_case(operation: Operation, case: Case, repeats: int) -> Iterator[Timin
     inputs = float32_inputs(operation, case)
     y, saved = operation.forward(**inputs)
     given = {"out": np.empty_like(y)} if np.ndim(y) else {}
-    read = sum(inputs[name].nbytes for name in operation.activations if isinstance(inputs.get(name), np.ndarray))
-    moved = read + (y.nbytes if np.ndim(y) else 0)
+    moved, moved_backward = moved_bytes(operation, inputs, y)
     seconds, copy = _beside_a_copy(lambda: operation.forward(**inputs, **given), moved, repeats)
     yield Timing(operation.name, case.name, "forward", seconds, moved, copy, case.flops)
     backward = operation.backward
@@ -77,9 +76,16 @@ def _time_case(operation: Operation, case: Case, repeats: int) -> Iterator[Timin
         for name, gradient in zip(operation.gradients, gradients, strict=True)
         if gradient is not None and inputs.get(name) is not None
     }
-    moved += sum(results[f"d{name}"].nbytes for name in operation.activations if f"d{name}" in results)
-    seconds, copy = _beside_a_copy(lambda: backward(dy, saved, **results), moved, repeats)
-    yield Timing(operation.name, case.name, "backward", seconds, moved, copy, operation.backward_flops * case.flops)
+    seconds, copy = _beside_a_copy(lambda: backward(dy, saved, **results), moved_backward, repeats)
+    flops = operation.backward_flops * case.flops
+    yield Timing(operation.name, case.name, "backward", seconds, moved_backward, copy, flops)
+
+
+def moved_bytes(operation: Operation, inputs: dict[str, Any], y: Any) -> tuple[int, int]:
+    """Bytes of activations and result that the forward must move, and the backward with their gradients."""
+    read = {name: inputs[name].nbytes for name in operation.activations if isinstance(inputs.get(name), np.ndarray)}
+    forward = sum(read.values()) + (y.nbytes if np.ndim(y) else 0)
+    return forward, forward + sum(size for name, size in read.items() if name in operation.gradients)
 
 
 def float32_inputs(operation: Operation, case: Case) -> dict[str, Any]:

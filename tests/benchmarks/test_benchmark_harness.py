@@ -14,9 +14,11 @@ from click.testing import CliRunner
 from benchmarks import kernels, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.harness import Call, Contender, Spread, ratio, report, take_turns
+from benchmarks.kernel_sides import COPY, NUMPY, cases
+from benchmarks.peers.numpy_operations import OPERATIONS
 from benchmarks.step import check_agreement
 from benchmarks.step_shapes import SHAPES, shape
-from benchmarks.step_sides import Side
+from benchmarks.step_sides import OURS, Side
 
 
 def make_counter(start):
@@ -103,6 +105,15 @@ def test_compare_refuses_another_benchmarks_result(tmp_path):
         report(tmp_path / "new.json", "step", _result(a=1.0), tmp_path / "old.json")
 
 
+@pytest.mark.parametrize(("key", "value"), [("threads", 2), ("shape", "long")])
+def test_compare_refuses_other_work(tmp_path, key, value):
+    (tmp_path / "old.json").write_text(json.dumps({**_result(a=1.0), "threads": 1, "shape": "reference"}))
+    new = {**_result(a=1.0), "threads": 1, "shape": "reference", key: value}
+    with pytest.raises(click.ClickException, match=f"{key} .* expected {value!r}"):
+        report(tmp_path / "new.json", "step", new, tmp_path / "old.json")
+    assert (tmp_path / "new.json").exists()
+
+
 def test_shapes_have_what_they_say():
     for name in SHAPES:
         worked_on = shape(name, "bfloat16")
@@ -125,16 +136,38 @@ def test_every_benchmark_is_known():
 def test_kernels_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.kernels.find_packages", list)
     output = tmp_path / "kernels.json"
-    options = ["kernels", "--only", "time2vec", "--turns", "1", "--threads", "1", "--output", str(output)]
-    run = CliRunner().invoke(main, options)
+    options = ["--only", "time2vec", "--only", "adamw", "--turns", "1", "--threads", "1", "--output", str(output)]
+    run = CliRunner().invoke(main, ["kernels", *options])
     assert run.exit_code == 0, run.output
     sides = json.loads(output.read_text())["sides"]
-    assert [side["part"] for side in sides.values()] == ["forward", "forward and backward"]
-    assert all(side["seconds"]["median"] > 0 and side["over_ours"]["median"] == 1.0 for side in sides.values())
+    parts = ["forward", "forward and backward", "update"]
+    assert [(s["part"], s["side"]) for s in sides.values()] == [(p, s) for p in parts for s in (OURS, COPY, NUMPY)]
+    assert all(side["seconds"]["median"] > 0 for side in sides.values())
+    assert [side["over_ours"]["median"] for side in sides.values()][::3] == [1.0] * 3
+    assert output.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_numpy_computes_what_the_kernels_compute(name):
+    for case, operation, inputs in cases((name,)):
+        if name == "attention":
+            inputs = {key: value[:1, :80] if np.ndim(value) > 1 else value for key, value in inputs.items()}
+        y, saved = operation.forward(**inputs)
+        dy = np.random.default_rng(1).standard_normal(np.shape(y)).astype(np.float32) if np.ndim(y) else 1.0
+        z, backward = OPERATIONS[name](**inputs)
+        ours, theirs = (
+            (x, *_tuple(gradients)) for x, gradients in ((y, operation.backward(dy, saved)), (z, backward(dy)))
+        )
+        for a, b in zip((a for a in ours if a is not None), theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max(), err_msg=case)
+
+
+def _tuple(gradients):
+    return gradients if isinstance(gradients, tuple) else (gradients,)
 
 
 def test_kernels_that_compute_something_else_stop_the_benchmark():
-    found = {"ttr-gpu": {"rope": (1.0, 2.0, [1.0, 2.0])}, "PyTorch": {"rope": (1.0, 2.0, [1.0, 2.1])}}
+    found = {"ttr-gpu": {"rope": ({}, [1.0, 2.0])}, "PyTorch": {"rope": ({}, [1.0, 2.1])}}
     with pytest.raises(click.ClickException, match=r"rope: the results of ttr-gpu and PyTorch differ by 1\.0e-01"):
         kernels.check_agreement(found)
 
