@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .attention_memory import attention_memory
+from .data import data
 from .decode import decode
 from .distributed import distributed
 from .event_training import events
@@ -27,6 +28,7 @@ def main() -> None:
 main.add_command(step)
 main.add_command(attention_memory)
 main.add_command(decode)
+main.add_command(data)
 main.add_command(time_ablation)
 main.add_command(distributed)
 main.add_command(point_processes)

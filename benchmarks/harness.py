@@ -37,6 +37,7 @@ class Contender:
     Args:
         name: for messages and results.
         make: a function of a module, `make(*arguments) -> function to be timed`; it runs in the new process.
+        children: whether that starts processes of its own. It must then be left as a context, or nobody ends it.
 
     A process each, because OpenMP's threads spin for a while after their last loop, and would take the cores from
     whoever runs next in the same process. Between commands a contender sleeps in a read from its pipe, and every turn
@@ -44,13 +45,15 @@ class Contender:
     OpenMP waits is left at its default, which is the fastest for a library that runs alone.
     """
 
-    def __init__(self, name: str, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+    def __init__(
+        self, name: str, make: Callable[..., Callable[[], Any]], *arguments: Any, children: bool = False
+    ) -> None:
         for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
             os.environ.pop(variable, None)
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=not children)
         self._process.start()
         theirs.close()
 

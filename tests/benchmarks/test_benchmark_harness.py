@@ -130,7 +130,9 @@ def test_shapes_have_what_they_say():
 
 def test_every_benchmark_is_known():
     """One that cannot be imported would take all others with it."""
-    assert {"step", "kernels", "scaling", "startup", "decode", "prefill", "serve", "training"} <= set(main.commands)
+    assert {"step", "kernels", "scaling", "startup", "decode", "prefill", "serve", "training", "data"} <= set(
+        main.commands
+    )
 
 
 def test_kernels_alone(tmp_path, monkeypatch):
