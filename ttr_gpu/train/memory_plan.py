@@ -154,7 +154,7 @@ def _query_gradients(model: TransformerModel, config: RunConfig) -> int:
     if model.backend.name != "cpu":
         return 8 * shape.num_heads
     if shape.attention == "performer":
-        return 4 * shape.head_dim * (shape.num_heads + 2 * shape.kv_heads)
+        return 0
     sequences = max(1, train.tokens_per_batch // train.max_length)
     parts = max(1, min(-(-32 // (sequences * shape.kv_heads)), 8, -(-train.max_length // 64)))
     return 4 * shape.num_heads * (parts * -(-shape.head_dim // 16) * 16 + 1)
@@ -167,15 +167,15 @@ def _scratch(model: TransformerModel, config: RunConfig) -> int:
 
 
 def _features(model: TransformerModel, config: RunConfig) -> int:
-    """Buffers of performer attention, float32: on a CPU of one sequence and head for each thread, on a GPU of all."""
+    """Buffers of performer attention, float32: on a CPU of a chunk of positions for each thread, on a GPU of all."""
     shape, train = config.model, config.train
     m, d, heads, length = shape.attention_features, shape.head_dim, shape.num_heads, train.max_length
     sequences = max(1, train.tokens_per_batch // length)
     if model.backend.name == "cpu":
-        rows = length * (m + 10 * d + 4)
-        chunk = min(64, length)
+        from ttr_kernels.linear_attention.cpu_kernels import scratch_floats
+
         threads = min(get_threads(), sequences * shape.kv_heads)
-        return 4 * threads * (rows + 6 * chunk * m + 4 * chunk**2 + chunk * (d + 1) + 5 * m * (d + 1))
+        return 4 * threads * scratch_floats(heads // shape.kv_heads, d, m, -(-length // 64), 3)
     rows, chunks = train.tokens_per_batch, sequences * -(-length // 64)
     per_row = (2 * heads + shape.kv_heads) * m + heads * (2 * d + 3)
     return 4 * (rows * per_row + 2 * chunks * heads * m * (d + 1))
