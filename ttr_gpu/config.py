@@ -126,12 +126,14 @@ class ModelConfig(BaseModel):
         return self.embed_dim // self.num_heads
 
 
-# What a preset fixes; everything else keeps its default. `gpt2` has the 124 M parameters of GPT-2 with its vocabulary:
-# a gated feed-forward has three matrices, so it is two thirds as wide.
+# What a preset fixes; everything else keeps its default. With GPT-2's vocabulary of 50,257 `gpt2` has its 124 M
+# parameters and `gpt2-xl` the 1.56 B of its largest: a gated feed-forward has three matrices, so it is two thirds as
+# wide.
 PRESETS: dict[str, dict[str, object]] = {
     "pico": {"embed_dim": 32, "hidden_dim": 128, "num_layers": 2, "num_heads": 4},
     "nano": {"embed_dim": 64, "hidden_dim": 256, "num_layers": 2, "num_heads": 4},
     "tiny": {"embed_dim": 256, "hidden_dim": 1024, "num_layers": 4, "num_heads": 8},
     "small": {"embed_dim": 512, "hidden_dim": 1536, "num_layers": 8, "num_heads": 8},
     "gpt2": {"embed_dim": 768, "hidden_dim": 2048, "num_layers": 12, "num_heads": 12, "tied_head": True},
+    "gpt2-xl": {"embed_dim": 1600, "hidden_dim": 4288, "num_layers": 48, "num_heads": 25, "tied_head": True},
 }

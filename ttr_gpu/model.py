@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from ttr_kernels.rms_norm import RmsNormSaved
 from .backend import CPU, Backend, PackedTokens, to_host
 from .config import ModelConfig
 from .decoding import PREFILL_ROWS, ModelCache, decode_outputs, decode_step, prefill_outputs
+from .model_size import step_flops
 from .nn.dropout import DropoutKey
 from .nn.embedding import TimedEmbedding, TimedEmbeddingSaved
 from .nn.final_norm import FinalNorm
@@ -132,8 +132,9 @@ class TransformerModel:
         if config.mup_base_width is not None:
             heads = [self.head.weight, *([] if self.time_head is None else [self.time_head.weight])]
             scale_with_width([p for p in blocks if p.decay], heads, config.mup_base_width / config.embed_dim)
-        # The blocks' matrices lie together: an optimizer may treat them in its own way.
-        self.flat = flatten([*blocks, *self.embedding.parameters, *ends], backend.xp)
+        # The blocks' matrices lie together, which an optimizer may treat in its own way, and then what else a backward
+        # is done with before them: gradients of ranks are summed in pieces of memory.
+        self.flat = flatten([*blocks, *ends, *self.embedding.parameters], backend.xp)
         self.arena = Arena(backend.xp)
 
     def zero_gradients(self) -> None:
@@ -191,7 +192,8 @@ class TransformerModel:
     ) -> None:  # fmt: skip
         """Adds dloss times the loss's gradient to every parameter's gradient.
 
-        `block_done` is called after each block, from the last to the first: its own gradients have then been added to.
+        `block_done` is called with len(blocks) after the heads, and after each block, from the last to the first: their
+        own gradients have then been added to (a tied head's only in the end).
         """
         dnormed = self.head.loss_backward(dloss, saved.head)
         if self.time_head is not None and saved.time_head is not None:
@@ -200,6 +202,8 @@ class TransformerModel:
             with np.errstate(over="ignore", invalid="ignore"):
                 dnormed += contiguous(of_gaps, dnormed.dtype)
         dx = self.final_norm.backward(dnormed, saved.final_norm)
+        if block_done is not None:
+            block_done(len(self.blocks))
         while saved.blocks:
             # Taken off the list, so that a block's activations are freed as soon as they have served.
             block = self.blocks[len(saved.blocks) - 1]
@@ -338,25 +342,8 @@ class TransformerModel:
             yield f"blocks.{index}.feed_forward", x
 
     def flops(self, batch: PackedTokens) -> float:
-        """Floating-point operations of one forward and backward: 6 per matrix weight and token, and attention's."""
-        config = self.config
-        matrices = sum(p.value.size for p in self.parameters if p.decay and p is not self.embedding.table)
-        matrices += self.embedding.table.value.size if config.tied_head else 0
-        # Two products forward, five backward (the weights are recomputed), 2 D operations per pair and head each.
-        attention = 14.0 * attention_pairs(batch.cu_seqlens, config) * config.embed_dim * config.num_layers
-        return 6.0 * matrices * len(batch.tokens) + attention
-
-
-def attention_pairs(cu_seqlens: Array, config: ModelConfig) -> float:
-    """Pairs of a query and a key that it sees, in all sequences together; with random features, of a query and one."""
-    ends = cu_seqlens.tolist()
-    if config.attention == "performer":
-        return float(ends[-1]) * config.attention_features
-    pairs = 0
-    for begin, end in pairwise(ends):
-        span = end - begin if config.window is None else min(end - begin, config.window)
-        pairs += span * (span + 1) // 2 + (end - begin - span) * span
-    return float(pairs)
+        """Floating-point operations of one forward and backward (see `model_size.step_flops`)."""
+        return sum(step_flops(self.config, batch.cu_seqlens))
 
 
 def _finite(array: Array) -> bool:

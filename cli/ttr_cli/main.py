@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": ("ttr_cli.generate:generate", "Continue a text, or a sequence of events, with a trained model."),
     "serve": ("ttr_cli.serve:serve", "Serve live streams of events over HTTP, with a dashboard."),
     "predict": ("ttr_cli.predict:predict", "Predict the next event, and sample futures, from histories of events."),
+    "plan": ("ttr_cli.plan:plan", "Predict step time, memory and efficiency on many machines."),
     "slurm": ("ttr_cli.slurm:slurm", "Write a batch script for Slurm."),
     "bench": ("ttr_cli.bench:bench", "Time kernels on this machine."),
     "info": ("ttr_cli.info:info", "Print versions, devices, back ends and thread counts."),

@@ -18,7 +18,7 @@ from .threads import threads_option, use_threads
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--preset", help="Size of the model: pico, nano, tiny, small or gpt2; default: chosen from the data.")
+@click.option("--preset", help="Size of the model: pico, nano, tiny, small, gpt2, gpt2-xl; default: from the data.")
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of weights, activations and matrix products; short for --set model.precision=...; default: float32.",

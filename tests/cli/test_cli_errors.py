@@ -67,7 +67,7 @@ def test_what_bench_cannot_compare_with(ttr, tmp_path, text, fragments):
         (["--set", "model.embed_dims=8"], ["did you mean model.embed_dim?"]),
         (["--set", "train.lr=fast"], ["train.lr: got 'fast'"]),
         (["--set", "train.lr"], ["expected key=value"]),
-        (["--preset", "nanoo"], ["--preset: got 'nanoo'", "pico, nano, tiny, small, gpt2", "did you mean 'nano'?"]),
+        (["--preset", "nanoo"], ["--preset: got 'nanoo'", "small, gpt2, gpt2-xl", "did you mean 'nano'?"]),
         (["--config", "missing.toml"], ["missing.toml: no such file"]),
         (["--device", "gpu"], ["got gpu", "use --device cpu"]),
         (["--device", "tpu"], ["got 'tpu'", "auto, cpu or gpu"]),
@@ -90,6 +90,37 @@ def test_train_options(ttr, events, tmp_path, monkeypatch, options, fragments):
     monkeypatch.chdir(tmp_path)
     ttr("train", events, *options).error(*fragments)
     assert not list(tmp_path.rglob("runs/*")), "a run that never began left something behind"
+
+
+# --- plans for many machines
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--gpus", "8", "--ranks", "2"], ["--ranks: got it with --gpus", "expected one of the two"]),
+        (["--gpus", "8", "--products", "0"], ["--products", "0.0 is not in the range x>0"]),
+        (["--gpus", "8", "--link-bandwidth", "nan"], ["--link-bandwidth: got nan, expected a finite number"]),
+        (["--gpus", "8", "--overlap", "1.5"], ["--overlap", "1.5 is not in the range"]),
+        (["--gpus", "8", "--global-tokens", "100"], ["--global-tokens: got 100", "for each of 8 ranks"]),
+        (["--no-measure"], ["--products: expected a rate with --no-measure"]),
+        (["--preset", "gpt3"], ["--preset: got 'gpt3'", "did you mean 'gpt2'?"]),
+        (["nowhere.zarr", "--gpus", "8"], ["nowhere.zarr: no such data set"]),
+    ],
+)
+def test_plan_options(ttr, options, fragments):
+    ttr("plan", *options).error(*fragments)
+
+
+def test_a_plan_of_64_machines(ttr, tmp_path):
+    out = ttr(
+        "plan", "--nodes", "64", "--gpus", "8", "--preset", "gpt2-xl", "--precision", "bfloat16", "--output",
+        tmp_path / "plan.json",
+    ).ok("1,560,146,528 parameters", "assumed: 65 % of the 989 TFLOP/s in the data sheet of the H200")  # fmt: skip
+    assert "measured" not in out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert [row["ranks"] for row in plan["rows"]] == [8, 16, 32, 64, 128, 256, 512]
+    assert all(row["memory_bytes"] > row["memory_bytes_sharded"] > 12 * 1.5e9 for row in plan["rows"])
 
 
 # --- data sets

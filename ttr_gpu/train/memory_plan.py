@@ -19,11 +19,14 @@ from ttr_kernels.matmul.onednn import why_not_bfloat16
 
 from ..data.batches import Batch
 from ..errors import UserError
-from ..model import TransformerModel, attention_pairs
+from ..model import TransformerModel
+from ..model_size import ModelOutline, attention_pairs, model_size
 from ..nn.recompute import Policy, Recompute
 from ..nn.time2vec import time_kinds
 from .config import RunConfig
-from .muon import hidden_matrices
+
+# What is planned, made or not.
+Planned = TransformerModel | ModelOutline
 
 # How far apart blocks that are recomputed may lie in the table and the choice of --memory-limit.
 _EVERY = (1, 2, 4)
@@ -77,18 +80,18 @@ class PolicyCost:
 
 
 def step_memory(
-    model: TransformerModel, config: RunConfig, recompute: Recompute, *, program: int = 0, data: int = 0, ranks: int = 1
+    model: Planned, config: RunConfig, recompute: Recompute, *, program: int = 0, data: int = 0, ranks: int = 1
 ) -> StepMemory:
     """The memory of a step of `config` under a policy, on the fullest of so many ranks: the first, which saves."""
-    size, compute = model.flat.values.nbytes, model.precision.compute
+    counts, compute, master = model_size(config.model), model.precision.compute, model.precision.master
+    size = master.itemsize * counts.total
     copies = 0
-    if compute != model.precision.master:
-        copies = compute.itemsize * sum(p.value.size for p in model.parameters if p.value.ndim == 2)
-        if not config.model.tied_head:
-            copies -= compute.itemsize * model.embedding.table.value.size  # its rows are cast as they are looked up
+    if compute != master:
+        # A table that is no head's as well is not copied: its rows are cast as they are looked up.
+        copies = compute.itemsize * (counts.matrices - (0 if config.model.tied_head else counts.table))
     optimizer = 2 * size
     if config.train.optimizer == "muon":
-        optimizer -= sum(p.value.nbytes for p, _ in hidden_matrices(model))
+        optimizer -= master.itemsize * config.model.num_layers * counts.block_matrices
     averages = size if config.train.ema else 0
     return StepMemory(
         program=program, data=data, parameters=size + copies, gradients=size,
@@ -98,7 +101,7 @@ def step_memory(
     )  # fmt: skip
 
 
-def _activations(model: TransformerModel, config: RunConfig, recompute: Recompute) -> int:
+def _activations(model: Planned, config: RunConfig, recompute: Recompute) -> int:
     """Peak of what a forward and backward allocate."""
     shape, train = config.model, config.train
     tokens, item = train.tokens_per_batch, model.precision.compute.itemsize
@@ -141,13 +144,13 @@ def _activations(model: TransformerModel, config: RunConfig, recompute: Recomput
     return max(in_backward, in_loss) + weight_gradient
 
 
-def _chunk(model: TransformerModel, tokens: int) -> int:
+def _chunk(model: Planned, tokens: int) -> int:
     """Rows of logits that exist at once."""
     classes = model.config.vocabulary_size
     return min(tokens, max(16, (1 << 20) // classes) if model.backend.name == "cpu" else max(128, (1 << 26) // classes))
 
 
-def _query_gradients(model: TransformerModel, config: RunConfig) -> int:
+def _query_gradients(model: Planned, config: RunConfig) -> int:
     """Bytes per row of the float32 sums in the backward of attention: on a CPU the queries' gradients, which parts of
     the keys have each for themselves where there are few sequences and heads to share among threads."""
     shape, train = config.model, config.train
@@ -160,13 +163,13 @@ def _query_gradients(model: TransformerModel, config: RunConfig) -> int:
     return 4 * shape.num_heads * (parts * -(-shape.head_dim // 16) * 16 + 1)
 
 
-def _scratch(model: TransformerModel, config: RunConfig) -> int:
+def _scratch(model: Planned, config: RunConfig) -> int:
     """What kernels keep for themselves between their calls."""
     features = _features(model, config) if config.model.attention == "performer" else 0
     return features + (_operands(model, config) if model.backend.name == "cpu" else 0)
 
 
-def _features(model: TransformerModel, config: RunConfig) -> int:
+def _features(model: Planned, config: RunConfig) -> int:
     """Buffers of performer attention, float32: on a CPU of a chunk of positions for each thread, on a GPU of all."""
     shape, train = config.model, config.train
     m, d, heads, length = shape.attention_features, shape.head_dim, shape.num_heads, train.max_length
@@ -181,13 +184,13 @@ def _features(model: TransformerModel, config: RunConfig) -> int:
     return 4 * (rows * per_row + 2 * chunks * heads * m * (d + 1))
 
 
-def _operands(model: TransformerModel, config: RunConfig) -> int:
+def _operands(model: Planned, config: RunConfig) -> int:
     """What matrix products on a CPU keep: a result to be added or rounded, and 16-bit operands as float32.
 
     Nothing where BLAS adds to its result, and less than a MiB for each thread where oneDNN multiplies bfloat16.
     """
     shape, tokens = model.config, config.train.tokens_per_batch
-    largest = max(p.value.size for p in model.parameters if p.value.ndim == 2)
+    largest = model_size(shape).largest
     if model.precision.compute.itemsize == 4:
         return 0 if is_called_directly() else 4 * largest
     if model.precision.compute == BFLOAT16 and why_not_bfloat16() is None:
@@ -199,7 +202,7 @@ def _operands(model: TransformerModel, config: RunConfig) -> int:
     return 4 * (left + right + max(tokens * widest, logits, largest))
 
 
-def extra_flops(model: TransformerModel, batch: Batch, recompute: Recompute) -> float:
+def extra_flops(model: Planned, batch: Batch, recompute: Recompute) -> float:
     """Operations of a step that a policy adds to `model.flops`: matrix products and attention that run twice."""
     shape, rows = model.config, len(batch.tokens)
     qkv = shape.embed_dim + 2 * shape.kv_heads * shape.head_dim
@@ -213,7 +216,7 @@ def extra_flops(model: TransformerModel, batch: Batch, recompute: Recompute) -> 
 
 
 def policy_costs(
-    model: TransformerModel, config: RunConfig, batch: Batch, seconds: float, *, program: int, data: int, ranks: int = 1
+    model: Planned, config: RunConfig, batch: Batch, seconds: float, *, program: int, data: int, ranks: int = 1
 ) -> list[PolicyCost]:
     """Every policy's cost, the cheapest first. `seconds` is a step's of `batch` with nothing recomputed."""
     layers = config.model.num_layers

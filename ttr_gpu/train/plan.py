@@ -19,10 +19,12 @@ from ..data.dataset import Dataset, Split
 from ..distributed.communicator import LOCAL, Communicator
 from ..errors import UserError
 from ..model import TransformerModel
+from ..model_size import ModelOutline, model_size
 from ..nn.dropout import DropoutKey
 from ..nn.recompute import Recompute
 from .config import RunConfig
 from .memory_plan import (
+    Planned,
     PolicyCost,
     StepMemory,
     cheapest,
@@ -58,24 +60,29 @@ class Plan:
 
     def check_memory(self) -> None:
         """UserError if the run needs more memory than is free."""
-        if self.free and self.needed > self.free:
-            raise UserError(
-                f"memory: this run needs about {in_units(self.needed)} and {in_units(self.free)} are free; try "
-                "--set train.recompute=block, a smaller train.tokens_per_batch or --preset (--plan shows what each "
-                "policy needs)"
-            )
+        _check_free(self.memory.total - self.memory.program, self.free)
 
-    @property
-    def needed(self) -> int:
-        """Memory beyond what the program has already."""
-        return self.memory.total - self.memory.program
+
+def check_weights_fit(config: RunConfig, backend: Backend, ranks: int = 1) -> None:
+    """UserError if not even weights, gradients and moments have the memory that is free: asked before they are made."""
+    memory = step_memory(ModelOutline(config.model, backend), config, config.recompute, ranks=ranks)
+    _check_free(memory.total - memory.activations - memory.scratch, backend.free_bytes())
+
+
+def _check_free(needed: int, free: int) -> None:
+    if free and needed > free:
+        raise UserError(
+            f"memory: this run needs about {in_units(needed)} and {in_units(free)} are free; try --set "
+            "train.recompute=block, a smaller train.tokens_per_batch or --preset (--plan shows what each policy needs)"
+        )
 
 
 def make_plan(
-    config: RunConfig, model: TransformerModel, dataset: Dataset, split: Split, batches_per_epoch: int, *,
+    config: RunConfig, model: Planned, dataset: Dataset, split: Split, batches_per_epoch: int, *,
     program: int, data: int, communicator: Communicator = LOCAL,
 ) -> Plan:  # fmt: skip
-    """Resolve the numbers of steps, measure the device's matrix product, and a step if there is memory for it.
+    """Resolve the numbers of steps, measure the device's matrix product, and a step if there is memory for it and the
+    model is made.
 
     Args:
         program, data: bytes that the program and the training data take.
@@ -91,7 +98,7 @@ def make_plan(
     peak = measure_gemm_peak(backend, dtype=_multiplied_dtype(model))
     batch = full_batch(config)
     fits = not free or memory.total - program <= free
-    if fits:
+    if fits and isinstance(model, TransformerModel):
         # The plan is right within a tenth (see tests/ttr_gpu/test_recompute.py).
         model.arena.reserve(memory.activations * 11 // 10)
     seconds = _step_seconds(model, config, config.recompute, peak, measure=fits)
@@ -105,7 +112,7 @@ def make_plan(
     lines = [
         f"data       {dataset.path}: {dataset.kind}, {split.token_count:,} training tokens in {split.sequences:,} "
         f"sequences, vocabulary {dataset.vocabulary_size:,}",
-        f"model      {len(model.flat.values):,} parameters: {shape.num_layers} layers, width {shape.embed_dim}, "
+        f"model      {model_size(shape).total:,} parameters: {shape.num_layers} layers, width {shape.embed_dim}, "
         f"{shape.num_heads} heads, feed-forward {shape.hidden_dim}, time bias {shape.time_bias}, "
         f"time features {shape.time_features}",
         f"training   {total:,} steps ({total / per_epoch:.1f} epochs of {per_epoch:,}) of up to {tokens:,} tokens, "
@@ -126,16 +133,14 @@ def make_plan(
     )
 
 
-def costs_of_policies(plan: Plan, model: TransformerModel, config: RunConfig) -> list[PolicyCost]:
+def costs_of_policies(plan: Plan, model: Planned, config: RunConfig) -> list[PolicyCost]:
     """What each policy of recomputation would take in this run, the cheapest first."""
     seconds = plan.step_seconds / (1 + extra_flops(model, plan.batch, config.recompute) / model.flops(plan.batch))
     costs = policy_costs(model, config, plan.batch, seconds, program=plan.memory.program, data=plan.memory.data)
     return [replace(cost, seconds=config.train.accumulate * cost.seconds) for cost in costs]
 
 
-def fitted(
-    config: RunConfig, model: TransformerModel, limit: int, *, program: int, data: int, ranks: int = 1
-) -> RunConfig:
+def fitted(config: RunConfig, model: Planned, limit: int, *, program: int, data: int, ranks: int = 1) -> RunConfig:
     """The run under the cheapest policy of recomputation that takes at most `limit` bytes.
 
     Raises UserError, saying what would fit, if none does.
@@ -156,7 +161,7 @@ def loaded_program(config: RunConfig, backend: Backend) -> int:
     return backend.used_bytes()
 
 
-def _multiplied_dtype(model: TransformerModel) -> Any:
+def _multiplied_dtype(model: Planned) -> Any:
     """What matrices are multiplied in: on a CPU, 16-bit floats may be no more than how they are stored."""
     compute = model.precision.compute
     if model.backend.name == "gpu" or (compute == BFLOAT16 and why_not_bfloat16() is None):
@@ -164,7 +169,7 @@ def _multiplied_dtype(model: TransformerModel) -> Any:
     return np.dtype(np.float32)
 
 
-def _products(model: TransformerModel) -> str:
+def _products(model: Planned) -> str:
     name, multiplied = model.precision.name, _multiplied_dtype(model).name
     if name == "float32":
         return "matrix product"
@@ -187,16 +192,14 @@ def measure_gemm_peak(backend: Backend = CPU, dtype: Any = np.float32, repeats: 
     return 2.0 * size**3 / best
 
 
-def _step_seconds(
-    model: TransformerModel, config: RunConfig, recompute: Recompute, peak: float, *, measure: bool
-) -> float:
+def _step_seconds(model: Planned, config: RunConfig, recompute: Recompute, peak: float, *, measure: bool) -> float:
     """Seconds of one forward and backward, measured on half a batch unless that would take long. Leaves the
     gradients zero."""
     train = config.train
     half = full_batch(config, max(1, train.tokens_per_batch // train.max_length // 2))
     share = len(half.tokens) / train.tokens_per_batch
     flops = model.flops(half) + extra_flops(model, half, recompute)
-    if not measure or flops / peak > 0.7:
+    if not measure or not isinstance(model, TransformerModel) or flops / peak > 0.7:
         # Large models reach about two thirds of the peak.
         return flops / (0.66 * peak) / share
     seconds = 0.0

@@ -22,10 +22,11 @@ from ..infer.floors import Floor, lowest
 from ..infer.report import compare, floors
 from ..memory import keep_freed_memory
 from ..model import TransformerModel
+from ..model_size import ModelOutline
 from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint, open_newest
 from .config import RunConfig, choose_preset, override, resolve_config
 from .live import LiveTable
-from .memory_plan import table
+from .memory_plan import Planned, step_memory, table
 from .metrics import duration
 from .plan import costs_of_policies, fitted, loaded_program, make_plan
 from .plot import plot_run
@@ -141,14 +142,17 @@ def show_plan(options: RunOptions, echo: Callable[[str], None]) -> None:
     dataset = open_dataset(options.data)
     config, split = new_config(options, dataset), dataset.split("train")
     program = loaded_program(config, backend)
-    model = TransformerModel(config.model, seed=config.train.seed, backend=backend)
     with TrainingBatches(
         split, fingerprint=dataset.fingerprint, tokens_per_batch=config.train.tokens_per_batch,
         max_length=config.train.max_length, seed=config.train.seed,
     ) as batches:  # fmt: skip
         data, steps = batches.memory, batches.steps_per_epoch
+    model: Planned = ModelOutline(config.model, backend)
     if options.memory_limit is not None:
         config = fitted(config, model, options.memory_limit, program=program, data=data)
+    free, memory = backend.free_bytes(), step_memory(model, config, config.recompute, data=data)
+    if not free or memory.total <= free:
+        model = TransformerModel(config.model, seed=config.train.seed, backend=backend)
     plan = make_plan(config, model, dataset, split, steps, program=program, data=data)
     there = options.memory_limit or (plan.free + program if plan.free else 0)
     for line in [*plan.lines, "", *table(costs_of_policies(plan, model, config), there, config.recompute)]:

@@ -35,7 +35,7 @@ from .live import LiveTable
 from .loss_scale import LossScale
 from .metrics import NoLog, RunLog, StepMetrics, read_metrics
 from .optimizer import Optimizer
-from .plan import Plan, fitted, loaded_program, make_plan
+from .plan import Plan, check_weights_fit, fitted, loaded_program, make_plan
 from .profile import StepProfile
 from .progress import Progress
 from .schedule import learning_rate
@@ -88,6 +88,7 @@ class Trainer:
         train = config.train
         check_sizes(self.split, train.tokens_per_batch, train.max_length)
         program = loaded_program(config, backend)
+        check_weights_fit(config, backend, communicator.size)
         self.model = TransformerModel(config.model, seed=train.seed, backend=backend)
         self.optimizer = Optimizer(self.model, train, communicator)
         self.averages = Averages(self.model, train.ema) if train.ema else None
