@@ -32,6 +32,19 @@ def ttr(capsys, monkeypatch):
     set_threads(threads)
 
 
+@pytest.fixture
+def preprocess(ttr, tmp_path):
+    """Write a file, preprocess it into tmp_path/data.zarr, and return the command's result."""
+
+    def run(name, content, *options):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return ttr("preprocess", path, "-o", tmp_path / "data.zarr", *options)
+
+    return run
+
+
 def _preprocessed(folder: Path, name: str, content: str, *options: str) -> Path:
     source = folder / name
     source.write_text(content)
