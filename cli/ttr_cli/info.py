@@ -22,6 +22,7 @@ def info(keys: bool, distributed: bool) -> None:
     from ttr_gpu.backend import choose_backend, gpu_facts
     from ttr_kernels.common.compilation import cache_directory
     from ttr_kernels.common.parallel import available_cores, blas_versions, get_threads
+    from ttr_kernels.matmul import sgemm
     from ttr_kernels.matmul.onednn import why_not_bfloat16
 
     for name in ("ttr-gpu", "numpy", "numba", "ml_dtypes", "zarr", "tokenizers", "safetensors", "cupy-cuda13x",
@@ -35,6 +36,7 @@ def info(keys: bool, distributed: bool) -> None:
     click.echo(f"{'threads':<16} {get_threads()} for kernels and matrix products (train --threads)")
     for line in blas_versions():
         click.echo(f"{'blas':<16} {line}")
+    click.echo(f"{'float32':<16} matrix products {'by own kernels' if sgemm.is_used() else 'by the BLAS'}")
     reason = why_not_bfloat16()
     multiplied = "in bfloat16, by oneDNN" if reason is None else f"in float32 ({reason})"
     click.echo(f"{'bfloat16':<16} matrix products {multiplied}")

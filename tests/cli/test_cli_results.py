@@ -113,7 +113,8 @@ def test_inspect_as_json(ttr, events):
 def test_info(ttr):
     out = ttr("info").ok()
     names = [line.split()[0] for line in out.splitlines()]
-    for name in ("ttr-gpu", "numpy", "numba", "zarr", "tokenizers", "python", "processor", "threads", "blas", "device"):
+    for name in ("ttr-gpu", "numpy", "numba", "zarr", "tokenizers", "python", "processor", "threads", "blas", "float32",
+                 "device"):  # fmt: skip
         assert name in names
     assert re.search(r"^threads +\d+ for kernels and matrix products", out, re.M)
     keys = ttr("info", "--keys").ok().splitlines()

@@ -1,6 +1,7 @@
-"""Matrix products on CPU cores: a BLAS with one thread per block of the result (see common.parallel for why).
+"""Matrix products on CPU cores, one thread per block of the result (see common.parallel for why).
 
-float32 goes to the BLAS that NumPy ships; bfloat16 to oneDNN where that is there (see onednn), else to BLAS in float32.
+float32 is multiplied by own blocks where those are ahead (see sgemm), else by the BLAS that NumPy ships; bfloat16 by
+oneDNN where that is there (see onednn), else as float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from ..common.parallel import parallel_for, single_threaded_blas
 from ..common.reductions import add_column_sums
 from ..common.scratch import thread_scratch
 from ..common.storage import load, store
-from . import blas, onednn
+from . import blas, onednn, sgemm
+from .micro_kernel import COLUMNS, ROWS
 
 if TYPE_CHECKING:
     from . import LinearSaved
@@ -37,13 +39,16 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         _on_all_threads(onednn.multiply, a, b, out, accumulate)
         return
     a, b = in_float32(a, "matmul a"), in_float32(b, "matmul b")
-    direct = out.dtype == FLOAT32 and blas.takes(a, b, out)
+    direct = out.dtype == FLOAT32 and (sgemm.takes(a, b, out) or blas.takes(a, b, out))
     # NumPy calls BLAS only on a result whose rows are contiguous.
     direct = direct or (not accumulate and out.dtype == FLOAT32 and out.strides[1] == 4 and out.strides[0] > 0)
     result = out if direct else thread_scratch(out.size, "matmul out")[: out.size].reshape(out.shape)
-    multiply = blas.multiply if blas.takes(a, b, result) else blas.multiply_with_numpy
-    with single_threaded_blas():
-        _on_all_threads(multiply, a, b, result, accumulate and direct)
+    if sgemm.takes(a, b, result):
+        _on_all_threads(sgemm.multiply, a, b, result, accumulate and direct, ROWS, COLUMNS)
+    else:
+        multiply = blas.multiply if blas.takes(a, b, result) else blas.multiply_with_numpy
+        with single_threaded_blas():
+            _on_all_threads(multiply, a, b, result, accumulate and direct)
     if direct:
         return
     if accumulate:
@@ -52,22 +57,32 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         _write(result, out)
 
 
-def _on_all_threads(multiply: Callable[..., None], a: Array, b: Array, out: Array, accumulate: bool) -> None:
-    rows, columns = out.shape
-    if rows >= columns or rows >= 256:
-        grain = max(1, _MULTIPLICATIONS // (columns * a.shape[1]))
-        parallel_for(_row_block, rows, multiply, a, b, out, accumulate, grain=grain)
+def _on_all_threads(
+    multiply: Callable[..., None], a: Array, b: Array, out: Array, accumulate: bool, tall: int = 1, wide: int = 1
+) -> None:
+    """`multiply` on blocks of rows or columns of the result, each of whole units of `tall` rows or `wide` columns."""
+    (rows, columns), inner = out.shape, a.shape[1]
+    # Each thread packs the other operand for itself, so the larger side is divided; BLAS and oneDNN prefer rows.
+    if rows >= columns or (tall == 1 and rows >= 256):
+        grain = max(1, _MULTIPLICATIONS // (tall * columns * inner))
+        parallel_for(_row_block, -(-rows // tall), tall, multiply, a, b, out, accumulate, grain=grain)
     else:
-        grain = max(16, _MULTIPLICATIONS // (rows * a.shape[1]))
-        parallel_for(_column_block, columns, multiply, a, b, out, accumulate, grain=grain)
+        grain = max(-(-16 // wide), _MULTIPLICATIONS // (wide * rows * inner))
+        parallel_for(_column_block, -(-columns // wide), wide, multiply, a, b, out, accumulate, grain=grain)
 
 
-def _row_block(multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int) -> None:
-    multiply(a[begin:end], b, out[begin:end], accumulate)
+def _row_block(
+    tall: int, multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int
+) -> None:
+    rows = slice(tall * begin, tall * end)
+    multiply(a[rows], b, out[rows], accumulate)
 
 
-def _column_block(multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int) -> None:
-    multiply(a, b[:, begin:end], out[:, begin:end], accumulate)
+def _column_block(
+    wide: int, multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int
+) -> None:
+    columns = slice(wide * begin, wide * end)
+    multiply(a, b[:, columns], out[:, columns], accumulate)
 
 
 def _accumulate(result: Array, out: Array) -> None:

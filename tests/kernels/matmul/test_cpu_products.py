@@ -6,15 +6,21 @@ from importlib.metadata import PackageNotFoundError
 import numpy as np
 import pytest
 
+from ttr_kernels.common import parallel
 from ttr_kernels.common.arrays import BFLOAT16, FLOAT32
-from ttr_kernels.matmul import blas, matmul, onednn
+from ttr_kernels.matmul import blas, matmul, onednn, sgemm
 
 needs_onednn = pytest.mark.skipif(
     onednn.why_not_bfloat16() is not None, reason=f"bfloat16 products: {onednn.why_not_bfloat16()}"
 )
+needs_blocks = pytest.mark.skipif(sgemm.LANES < 8, reason="own float32 products: vectors of fewer than 8 floats")
 # (M, N, K): split by rows, split by columns, one of each, more than one vector.
 SIZES = [(300, 40, 70), (5, 600, 64), (1, 9, 17), (33, 1, 5), (1, 1, 1), (64, 64, 256)]
 LAYOUTS = ["plain", "transposed", "gap between rows", "every other column", "rows backwards"]
+
+
+# Of own float32 products: whole blocks, ragged ones, and more than one block of rows, columns, and what is summed over.
+BLOCKS = [(28, 64, 32), (45, 77, 300), (600, 33, 20), (17, 1100, 16), (700, 800, 17)]
 
 
 def laid_out(values, layout):
@@ -57,6 +63,69 @@ def test_any_layout(dtype, out_dtype, size, layout, accumulate):
     check_product(dtype, out_dtype, size, "plain", "plain", layout, accumulate)
 
 
+@needs_blocks
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", BLOCKS)
+def test_own_blocks_in_any_layout(size, layout, accumulate, monkeypatch):
+    monkeypatch.setattr(sgemm, "is_used", lambda: True)
+    check_product(FLOAT32, FLOAT32, size, layout, "transposed", "plain", accumulate)
+    check_product(FLOAT32, FLOAT32, size, "plain", layout, "gap between rows", accumulate)
+    check_product(FLOAT32, FLOAT32, size, "transposed", "plain", layout, accumulate)
+
+
+@needs_blocks
+@pytest.mark.parametrize("size", BLOCKS)
+def test_own_blocks_give_the_same_bits_on_any_number_of_threads(size, monkeypatch):
+    monkeypatch.setattr(sgemm, "is_used", lambda: True)
+    m, n, k = size
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
+    before, results = parallel.get_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            parallel.set_threads(threads)
+            results.append(matmul(a, b))
+    finally:
+        parallel.set_threads(before)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    # A row does not depend on what other rows it is multiplied with.
+    np.testing.assert_array_equal(results[0][:16], matmul(a[:16], b))
+
+
+@needs_blocks
+def test_own_blocks_keep_infinities_in_their_rows(monkeypatch):
+    monkeypatch.setattr(sgemm, "is_used", lambda: True)
+    a, b = np.ones((45, 40), np.float32), np.ones((40, 77), np.float32)
+    a[3, 1], a[44, 0] = np.inf, np.nan
+    out = matmul(a, b)
+    assert np.isposinf(out[3]).all()
+    assert np.isnan(out[44]).all()
+    assert (np.delete(out, [3, 44], axis=0) == 40).all()
+
+
+def test_who_multiplies_float32(monkeypatch):
+    choose = sgemm.is_used.__wrapped__
+    monkeypatch.setattr(sgemm, "LANES", 16)
+    monkeypatch.delenv("TTR_FLOAT32_GEMM", raising=False)
+    monkeypatch.setattr(sgemm, "get_host_cpu_name", lambda: "sapphirerapids")
+    assert choose()
+    monkeypatch.setattr(sgemm, "get_host_cpu_name", lambda: "znver4")
+    assert not choose()
+    monkeypatch.setenv("TTR_FLOAT32_GEMM", "own")
+    assert choose()
+    monkeypatch.setattr(sgemm, "LANES", 4)
+    assert not choose()
+    monkeypatch.setattr(sgemm, "LANES", 8)
+    monkeypatch.setattr(sgemm, "get_host_cpu_name", lambda: "haswell")
+    assert choose()
+    monkeypatch.setenv("TTR_FLOAT32_GEMM", "blas")
+    assert not choose()
+    monkeypatch.delenv("TTR_FLOAT32_GEMM")
+    assert not choose()
+
+
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_without_onednn_bfloat16_is_multiplied_in_float32(size, accumulate, monkeypatch):
@@ -69,6 +138,7 @@ def test_without_onednn_bfloat16_is_multiplied_in_float32(size, accumulate, monk
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_without_openblas_numpy_multiplies(accumulate, monkeypatch):
     monkeypatch.setattr(blas, "_sgemm", lambda: None)
+    monkeypatch.setattr(sgemm, "is_used", lambda: False)
     for size in SIZES:
         check_product(FLOAT32, FLOAT32, size, "plain", "transposed", "gap between rows", accumulate)
 

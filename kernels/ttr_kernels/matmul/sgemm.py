@@ -1,0 +1,160 @@
+"""float32 products by packed panels and a block of registers, for processors where that is ahead of NumPy's BLAS.
+
+C = A·B in blocks (Goto & van de Geijn 2008, *Anatomy of high-performance matrix multiplication*): a block of B and one
+of A that stay in the second-level cache, packed into panels which the innermost loop reads in order. An element of C is
+summed over k in one order, whatever block it is in: results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from llvmlite.binding import get_host_cpu_name
+
+from ..common.arrays import Array
+from ..common.compilation import jit, jit_within
+from ..common.scratch import thread_scratch
+from ..common.tile_multiply import LANES
+from .micro_kernel import (
+    ADD,
+    COLUMNS,
+    ROWS,
+    SET,
+    STREAM,
+    block_product,
+    copy_vector,
+    read,
+    transpose_rows,
+    transpose_square,
+    write,
+)
+
+# Of a block: its inner size, columns of B, and rows of A: more where A is transposed and read a row of it at a time.
+_INNER = 256
+_WIDE = 16 * COLUMNS
+_TALL, _TALL_TRANSPOSED = 8 * ROWS, 36 * ROWS
+# A result of so many bytes would push what it is made of out of the cache, and is written past it.
+_STREAMED = 1 << 21
+_ZERO = np.float32(0.0)
+
+
+@functools.cache
+def is_used() -> bool:
+    """Whether float32 products are ours: with AVX-512 on Intel's processors, where NumPy's BLAS reaches two thirds of
+    what the arithmetic could do, or as TTR_FLOAT32_GEMM ("own" or "blas") says."""
+    wish = os.environ.get("TTR_FLOAT32_GEMM", "auto")
+    if wish in ("own", "blas"):
+        return wish == "own" and LANES >= 8
+    return LANES == 16 and not get_host_cpu_name().startswith("znver")
+
+
+def takes(a: Array, b: Array, out: Array) -> bool:
+    """Whether this product is one for blocks: large enough to fill some, and its rows are written as they lie."""
+    return is_used() and min(out.shape[0], a.shape[1]) >= LANES and out.shape[1] >= COLUMNS and out.strides[1] == 4
+
+
+def multiply(a: Array, b: Array, out: Array, accumulate: bool) -> None:
+    """out = a b, or out += a b, in float32, none of them empty. a and b may have any strides."""
+    (m, k), n = a.shape, b.shape[1]
+    aligned = (out.ctypes.data | out.strides[0]) % (4 * LANES) == 0
+    way = ADD if accumulate else STREAM if aligned and 4 * m * n >= _STREAMED else SET
+    tall = _TALL if a.strides[1] == 4 else _TALL_TRANSPOSED
+    inner = min(k, _INNER)
+    floats_of_a = -(-min(m, tall) // ROWS) * _panel(inner)
+    floats_of_b = -(-min(n, _WIDE) // COLUMNS) * COLUMNS * inner
+    scratch = thread_scratch(floats_of_b + floats_of_a + ROWS * COLUMNS, "product")
+    _multiply(
+        a.ctypes.data, *a.strides, b.ctypes.data, *b.strides, out.ctypes.data, out.strides[0], m, n, k, tall, way,
+        scratch.ctypes.data, floats_of_b, floats_of_a,
+    )  # fmt: skip
+
+
+@jit_within
+def _panel(inner: int) -> Any:
+    """Floats of a panel of A: the last vector that is written ends beyond it."""
+    return (ROWS * inner + 2 * LANES - ROWS - 1) // LANES * LANES
+
+
+@jit
+def _multiply(
+    a: int, a_down: int, a_across: int, b: int, b_down: int, b_across: int, c: int, c_down: int, m: int, n: int, k: int,
+    tall: int, way: int, scratch: int, floats_of_b: int, floats_of_a: int,
+) -> None:  # fmt: skip
+    packed_b, packed_a = scratch, scratch + 4 * floats_of_b
+    tile = packed_a + 4 * floats_of_a
+    for j0 in range(0, n, _WIDE):
+        columns = min(_WIDE, n - j0)
+        for k0 in range(0, k, _INNER):
+            inner = min(_INNER, k - k0)
+            _pack_b(packed_b, b + k0 * b_down + j0 * b_across, b_down, b_across, columns, inner)
+            how = ADD if k0 > 0 else SET if way == STREAM and inner < k else way
+            for i0 in range(0, m, tall):
+                rows = min(tall, m - i0)
+                _pack_a(packed_a, a + i0 * a_down + k0 * a_across, a_down, a_across, rows, inner)
+                target = c + i0 * c_down + 4 * j0
+                _block(target, c_down, packed_a, packed_b, rows, columns, inner, how, tile)
+
+
+@jit_within
+def _block(c: int, c_down: int, a: int, b: int, rows: int, columns: int, inner: int, way: int, tile: int) -> None:
+    for j in range(0, columns, COLUMNS):
+        for panel in range((rows + ROWS - 1) // ROWS):
+            i = panel * ROWS
+            here, of_a, of_b = c + i * c_down + 4 * j, a + 4 * panel * _panel(inner), b + 4 * j * inner
+            if i + ROWS <= rows and j + COLUMNS <= columns:
+                block_product(here, c_down, of_a, of_b, inner, way)
+                continue
+            block_product(tile, 4 * COLUMNS, of_a, of_b, inner, SET)
+            for r in range(min(ROWS, rows - i)):
+                for s in range(min(COLUMNS, columns - j)):
+                    at = here + r * c_down + 4 * s
+                    value = read(tile + 4 * (r * COLUMNS + s))
+                    write(at, read(at) + value if way == ADD else value)
+
+
+@jit_within
+def _pack_b(target: int, b: int, down: int, across: int, columns: int, inner: int) -> None:
+    for j in range(0, columns, COLUMNS):
+        to, start = target + 4 * j * inner, b + j * across
+        done = 0
+        if j + COLUMNS <= columns:
+            if across == 4:
+                for k in range(inner):
+                    copy_vector(to + 4 * k * COLUMNS, start + k * down)
+                    copy_vector(to + 4 * (k * COLUMNS + LANES), start + k * down + 4 * LANES)
+                done = inner
+            elif down == 4:
+                done = inner // LANES * LANES
+                for half in range(0, COLUMNS, LANES):
+                    for k in range(0, done, LANES):
+                        transpose_square(
+                            to + 4 * (k * COLUMNS + half), 4 * COLUMNS, start + half * across + 4 * k, across
+                        )
+        for k in range(done, inner):
+            for s in range(COLUMNS):
+                value = read(start + s * across + k * down) if j + s < columns else _ZERO
+                write(to + 4 * (k * COLUMNS + s), value)
+
+
+@jit_within
+def _pack_a(target: int, a: int, down: int, across: int, rows: int, inner: int) -> None:
+    # Panels of whole vectors first: of a transposed A all of them row by row, as it lies in memory.
+    full, size = 0, 4 * _panel(inner)
+    if down == 4:
+        full = max(0, (rows - LANES + ROWS) // ROWS)
+        for k in range(inner):
+            for panel in range(full):
+                copy_vector(target + panel * size + 4 * k * ROWS, a + 4 * panel * ROWS + k * across)
+    for panel in range(full, (rows + ROWS - 1) // ROWS):
+        to, start, done = target + panel * size, a + panel * ROWS * down, 0
+        if across == 4 and (panel + 1) * ROWS <= rows:
+            done = inner // LANES * LANES
+            for k in range(0, done, LANES):
+                transpose_rows(to + 4 * k * ROWS, 4 * ROWS, start + 4 * k, down)
+        for k in range(done, inner):
+            for r in range(ROWS):
+                value = read(start + r * down + k * across) if panel * ROWS + r < rows else _ZERO
+                write(to + 4 * (k * ROWS + r), value)
