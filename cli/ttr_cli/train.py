@@ -31,6 +31,10 @@ from .threads import threads_option, use_threads
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--resume", metavar="RUN", help="Go on with a run (its folder, a checkpoint, or 'auto': the latest).")
 @click.option(
+    "--continue", "go_on", is_flag=True,
+    help="Go on with the run of --name if it has saved a checkpoint, or begin it: for jobs that are started again.",
+)  # fmt: skip
+@click.option(
     "--sweep", type=click.Path(path_type=Path), metavar="FILE",
     help="A run for each choice of settings in this TOML file (docs/training.md), or of a Slurm array task.",
 )  # fmt: skip
@@ -55,7 +59,7 @@ from .threads import threads_option, use_threads
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
     data: Path, preset: str | None, precision: str | None, config: Path | None, assignments: tuple[str, ...],
-    name: str | None, out: Path, resume: str | None, sweep: Path | None, plan: bool,
+    name: str | None, out: Path, resume: str | None, go_on: bool, sweep: Path | None, plan: bool,
     memory_limit: str | None, profile: bool, watch: int | None, tracker: str | None, device: str,
     threads: int | None, log_every: int,
 ) -> None:  # fmt: skip
@@ -70,7 +74,9 @@ def train(
     from ttr_gpu.train.run import train as run
 
     if resume is not None:
-        _refuse_with_resume("preset", "precision", "name", "plan")
+        _refuse_with_resume("preset", "precision", "name", "plan", "continue")
+    if go_on and name is None:
+        raise click.UsageError("--continue: expected the --name of the run that is to be begun or gone on with")
     if precision is not None:
         assignments = (*assignments, f"model.precision={precision}")
     use_threads(threads)
@@ -78,11 +84,14 @@ def train(
         raise click.UsageError("--memory-limit: cannot be combined with --set train.recompute, which it chooses")
     limit = None if memory_limit is None else in_bytes(memory_limit)
     options = RunOptions(
-        data, preset, config, assignments, out, name, resume, device, log_every, limit, profile, watch or 0, tracker
-    )
+        data, preset, config, assignments, out, name, resume, device, log_every, limit, profile, watch or 0, tracker,
+        go_on,
+    )  # fmt: skip
     if sweep is not None:
         _sweep(options, sweep, plan)
         return
+    if plan and go_on:
+        raise click.UsageError("--continue: cannot be combined with --plan, which plans a new run")
     if plan:
         show_plan(options, click.echo)
         return
@@ -98,10 +107,10 @@ def train(
 def _sweep(options: RunOptions, path: Path, plan: bool) -> None:
     from ttr_gpu.train.sweep import run_sweep
 
-    if options.resume is not None or plan:
+    if options.resume is not None or options.go_on or plan:
+        other = "plan" if plan else "resume" if options.resume is not None else "continue"
         raise click.UsageError(
-            f"--sweep: cannot be combined with --{'plan' if plan else 'resume'}; the same command again goes on with a "
-            "sweep"
+            f"--sweep: cannot be combined with --{other}; the same command again goes on with a sweep"
         )
     stopped = run_sweep(options, path, output)
     if stopped is not None and stopped.signal_number is not None:
@@ -121,5 +130,6 @@ def output() -> tuple[Callable[[str], None], LiveTable | None]:
 def _refuse_with_resume(*names: str) -> None:
     """Options that a resumed run has answered already: given, they would silently do nothing."""
     for name in names:
-        if click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        parameter = "go_on" if name == "continue" else name
+        if click.get_current_context().get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name}: cannot be combined with --resume, which goes on with a run as it is")

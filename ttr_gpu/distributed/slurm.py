@@ -68,7 +68,7 @@ def _check(job: Job) -> None:
         raise UserError("sweep: got one argument, expected a file of options (a line for each run) and a data set")
     if job.kind == "train":
         for option in (argument.split("=")[0] for argument in job.arguments[1:]):
-            if option in ("--name", "--out", "--resume", "--sweep", "--plan"):
+            if option in ("--name", "--out", "--resume", "--continue", "--sweep", "--plan"):
                 raise UserError(f"train: got {option}, expected none: the script names the run, and resumes it by name")
     if job.kind == "preprocess":
         names = [Path(path).name.split(".")[0] for path in job.arguments]
@@ -118,7 +118,7 @@ def _preprocess(job: Job) -> list[str]:
 
 def _train(job: Job) -> list[str]:
     data, *options = job.arguments
-    return ["run=${SLURM_JOB_NAME}-${SLURM_JOB_ID}", "options=()", *_run(job, data, options)]
+    return ["run=${SLURM_JOB_NAME}-${SLURM_JOB_ID}", *_run(job, data, shlex.join(options))]
 
 
 def _sweep(job: Job) -> list[str]:
@@ -128,11 +128,11 @@ def _sweep(job: Job) -> list[str]:
         'read -r -a options <<< "${lines[$SLURM_ARRAY_TASK_ID]}"',
         "run=${SLURM_JOB_NAME}-${SLURM_ARRAY_JOB_ID}-${SLURM_ARRAY_TASK_ID}",
         'echo "run $run: ${options[*]}"',
-        *_run(job, data, options),
+        *_run(job, data, f'{shlex.join(options)} "${{options[@]}}"'.lstrip()),
     ]
 
 
-def _run(job: Job, data: str, options: list[str]) -> list[str]:
+def _run(job: Job, data: str, options: str) -> list[str]:
     """Train, or go on where the job's earlier start has saved, and back into the queue if time is over."""
     several = job.nodes * job.per_node > 1
     lines = []
@@ -146,16 +146,9 @@ def _run(job: Job, data: str, options: list[str]) -> list[str]:
     mpi = " --mpi=pmi2" if several else ""
     return [
         *lines,
-        'if compgen -G "runs/$run/checkpoints/step-*/DONE" > /dev/null; then',
-        '  arguments=(--resume "runs/$run")',
-        "else",
-        "  # Stopped before it had saved anything, it begins anew.",
-        '  [[ -d runs/$run ]] && mv "runs/$run" "runs/$run.stopped-${SLURM_RESTART_COUNT:-0}"',
-        f'  arguments=(--name "$run" {shlex.join(options)}'.rstrip() + ' "${options[@]}")',
-        "fi",
         "code=0",
         f'srun{mpi} --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
-        f'  ttr-gpu train {shlex.quote(data)} "${{arguments[@]}}" || code=$?',
+        f'  ttr-gpu train {shlex.quote(data)} --name "$run" --continue {options}'.rstrip() + " || code=$?",
         "# 138: stopped by USR1, and saved.",
         "if [[ $code -eq 138 ]]; then",
         '  scontrol requeue "$SLURM_JOB_ID"',

@@ -15,6 +15,7 @@ class Progress:
     Attributes:
         stale: evaluations since the best one.
         evaluated_step: the last step after which the validation split was evaluated to its end.
+        computed_on: "device", "processes" and "threads": where others compute, results are the same to rounding alone.
     """
 
     step: int = 0
@@ -25,6 +26,7 @@ class Progress:
     stale: int = 0
     evaluated_step: int = 0
     loss_scale: LossScale = field(default_factory=LossScale)
+    computed_on: dict[str, Any] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """As a checkpoint records it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -23,7 +24,7 @@ from ..infer.report import compare, floors
 from ..memory import keep_freed_memory
 from ..model import TransformerModel
 from ..model_size import ModelOutline
-from .checkpoint import Checkpoint, find_checkpoint, open_checkpoint, open_newest
+from .checkpoint import Checkpoint, find_checkpoint, list_checkpoints, open_checkpoint, open_newest
 from .config import RunConfig, choose_preset, override, resolve_config
 from .live import LiveTable
 from .memory_plan import Planned, step_memory, table
@@ -38,7 +39,12 @@ _COMPONENTS = 16
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `ttr-gpu train` is told."""
+    """What `ttr-gpu train` is told.
+
+    Attributes:
+        resume: a run or checkpoint to go on from, or "auto", the latest run.
+        go_on: with the run of that name where it has saved something, and else with a new one.
+    """
 
     data: Path
     preset: str | None = None
@@ -53,6 +59,13 @@ class RunOptions:
     profile: bool = False
     watch: int = 0
     tracker: str | None = None
+    go_on: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Of a new run."""
+        name = self.name or f"{self.data.name.removesuffix('.zarr')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return self.out / name
 
 
 def train(options: RunOptions, echo: Callable[[str], None], live: LiveTable | None = None) -> Outcome:
@@ -90,6 +103,9 @@ def _train(options: RunOptions, ranks: Session, echo: Callable[[str], None], liv
         _write_config(folder, trainer.config, prepared.data)
     if not new:
         echo(f"resuming {folder} after step {trainer.progress.step}")
+        for what, (before, now) in trainer.moved.items():
+            kept = f" (--threads {before} keeps them)" if what == "threads" else ""
+            echo(f"note       {what}: {now}, {before} before; the same to rounding from here on, other bits{kept}")
     outcome = trainer.run()
     if outcome.signal_number is not None:
         echo(f"{outcome.reason}: stopped after step {outcome.progress.step} of {trainer.plan.total_steps}, saved")
@@ -124,15 +140,19 @@ class _Prepared:
 def _prepare(options: RunOptions, echo: Callable[[str], None]) -> _Prepared:
     dataset = open_dataset(options.data)
     data = describe(dataset)
-    checkpoint = _resumed(options, dataset, echo) if options.resume else None
+    checkpoint = _resumed(options, dataset, echo)
     if checkpoint is None:
         return _Prepared(dataset, data, new_config(options, dataset), None)
     check_same_data(checkpoint, data, options.data)
-    changed = [text for text in options.assignments if not text.strip().startswith("train.")]
-    if changed or options.config:
-        raise UserError(f"--resume: cannot change {changed[0] if changed else '--config'}; only train.* may change")
-    config = override(checkpoint.config.model_dump(), list(options.assignments))
-    _check_resumable(checkpoint.config, config)
+    if options.go_on:
+        config = new_config(options, dataset)
+        _check_same_model(checkpoint, config)
+    else:
+        changed = [text for text in options.assignments if not text.strip().startswith("train.")]
+        if changed or options.config:
+            raise UserError(f"--resume: cannot change {changed[0] if changed else '--config'}; only train.* may change")
+        config = override(checkpoint.config.model_dump(), list(options.assignments))
+    _check_resumable(checkpoint.config, config, "--continue" if options.go_on else "--resume")
     return _Prepared(dataset, data, config, checkpoint)
 
 
@@ -255,21 +275,39 @@ _FIXED = {
 }  # fmt: skip
 
 
-def _check_resumable(before: RunConfig, after: RunConfig) -> None:
+def _check_resumable(before: RunConfig, after: RunConfig, option: str) -> None:
     for name, why in _FIXED.items():
         old, new = getattr(before.train, name), getattr(after.train, name)
         if old != new:
-            raise UserError(f"--resume: cannot change train.{name} from {old} to {new}, since {why}; begin a new run")
+            raise UserError(f"{option}: cannot change train.{name} from {old} to {new}, since {why}; begin a new run")
 
 
-def _resumed(options: RunOptions, dataset: Dataset, echo: Callable[[str], None]) -> Checkpoint:
-    if options.resume == "auto":
+def _check_same_model(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """UserError if a run was begun with another model than is asked for now."""
+    asked, run = config.model.model_dump(), checkpoint.path.parent.parent
+    for name, old in checkpoint.config.model.model_dump().items():
+        if old != asked[name]:
+            raise UserError(
+                f"--continue: got model.{name} {asked[name]}, expected {old}, with which {run} was begun; "
+                "choose another --name for a new run"
+            )
+
+
+def _resumed(options: RunOptions, dataset: Dataset, echo: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a new run."""
+    if options.go_on:
+        if not list_checkpoints(options.folder):
+            return None
+        checkpoint = open_newest(options.folder, echo)
+    elif options.resume is None:
+        return None
+    elif options.resume == "auto":
         runs = [p for p in options.out.glob("*") if list(p.glob("checkpoints/step-*/DONE"))]
         if not runs:
             raise UserError(f"--resume auto: {options.out} holds no run with a checkpoint")
         checkpoint = open_newest(max(runs, key=lambda p: p.stat().st_mtime), echo)
     else:
-        checkpoint = open_checkpoint(find_checkpoint(Path(options.resume or "")))
+        checkpoint = open_checkpoint(find_checkpoint(Path(options.resume)))
     if checkpoint.data["fingerprint"] != dataset.fingerprint:
         check_same_data(checkpoint, describe(dataset), dataset.path)
         raise UserError(
@@ -280,12 +318,19 @@ def _resumed(options: RunOptions, dataset: Dataset, echo: Callable[[str], None])
 
 
 def _new_folder(options: RunOptions) -> Path:
-    name = options.name or f"{options.data.name.removesuffix('.zarr')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = options.out / name
-    if folder.exists():
+    folder = options.folder
+    if folder.exists() and options.go_on:
+        # Stopped before it had saved anything.
+        number = next(number for number in itertools.count() if not _aside(folder, number).exists())
+        folder.rename(_aside(folder, number))
+    elif folder.exists():
         raise UserError(f"{folder}: exists already; choose another --name, or go on with --resume {folder}")
     make_folder(folder)
     return folder
+
+
+def _aside(folder: Path, number: int) -> Path:
+    return folder.with_name(f"{folder.name}.stopped-{number}")
 
 
 def make_folder(folder: Path) -> None:

@@ -10,10 +10,11 @@ import itertools
 import json
 import math
 import os
+import secrets
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -213,11 +214,10 @@ def _keep_description(folder: Path, path: Path, options: RunOptions, trials: lis
         "config": None if options.config is None else options.config.read_text(), "set": list(options.assignments),
     }  # fmt: skip
     there = folder / "sweep.json"
+    if not folder.exists():
+        _begin(folder, described)
     if not there.exists():
-        if folder.exists():
-            raise UserError(f"{folder}: exists already and is no sweep; choose another --name")
-        make_folder(folder)
-        _write(there, described)
+        raise UserError(f"{folder}: exists already and is no sweep; choose another --name")
     begun = json.loads(there.read_text())
     # As JSON has it, so that what cannot be told apart there is not told apart here.
     for name, value in json.loads(json.dumps(described)).items():
@@ -226,6 +226,20 @@ def _keep_description(folder: Path, path: Path, options: RunOptions, trials: lis
                 f"--sweep: {path}: its {name} differ from those that {folder} was begun with; choose another "
                 "--name for a new sweep"
             )
+
+
+def _begin(folder: Path, described: dict[str, Any]) -> None:
+    """Make a sweep's folder, with its description in it as soon as it is there: tasks of an array begin at the same
+    moment, and the first one makes it. What is there already stays."""
+    made = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    make_folder(made)
+    try:
+        _write(made / "sweep.json", described)
+        # Onto a folder that holds something it fails.
+        with suppress(OSError):
+            made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager

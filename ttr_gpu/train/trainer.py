@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ttr_kernels.common.arrays import empty
+from ttr_kernels.common.parallel import get_threads
 
 from ..backend import Backend
 from ..data.batches import Batch, Share, TrainingBatches, check_sizes
@@ -72,6 +73,10 @@ class Trainer:
         watch: record statistics of activations and gradients at each so many steps; 0: never.
         live: a table for a terminal, shown instead of lines.
         tracker: "wandb" or "trackio", which get the metrics too.
+
+    Attributes:
+        moved: what is another than where the resumed run has computed, as (before, now): "device", "processes" or
+            "threads". Results are then the same to rounding, no longer to the bit.
     """
 
     def __init__(
@@ -107,6 +112,11 @@ class Trainer:
                 clear_leftovers(folder / "checkpoints")
             resume.restore(self.optimizer, self.averages)
             self.progress = Progress.of(resume.state)
+        here = {"device": backend.name, "processes": communicator.size, "threads": get_threads()}
+        self.moved = {
+            name: (before, here[name]) for name, before in self.progress.computed_on.items() if before != here[name]
+        }
+        self.progress.computed_on = here
         self.batches = TrainingBatches(
             self.split, fingerprint=dataset.fingerprint, tokens_per_batch=train.tokens_per_batch,
             max_length=train.max_length, seed=train.seed, start_step=self.progress.step * train.accumulate,

@@ -53,7 +53,10 @@ def test_what_is_asked_for_is_in_the_script():
         assert f"#SBATCH {line}\n" in text
     assert "gpus" not in text.split("set -euo")[0]
     assert "ttr-gpu train 'it'\"'\"'s my data.zarr'" in text
-    assert "--set 'model.dropout={attention=0.1}'" in text
+    # Every start gets them: what is said of threads, devices and trackers holds after a requeue too.
+    assert "--name \"$run\" --continue --set 'model.dropout={attention=0.1}' ||" in text
+    sweep = script(Job("sweep", ("options.txt", "d", "--threads", "2")))
+    assert '--name "$run" --continue --threads 2 "${options[@]}" ||' in sweep
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,7 @@ def test_what_is_asked_for_is_in_the_script():
         (Job("preprocess", ("2023/log.csv", "2024/log.csv")), "preprocess: several inputs would become log.zarr"),
         (Job("train", ("d", "--sweep=s.toml")), "train: got --sweep, expected none"),
         (Job("train", ("d", "--name", "mine")), "train: got --name, expected none"),
+        (Job("train", ("d", "--continue")), "train: got --continue, expected none"),
     ],
 )
 def test_what_slurm_would_not_take_is_refused(job, message):

@@ -22,6 +22,7 @@ from ttr_gpu.train.checkpoint import find_checkpoint, list_checkpoints, open_che
 from ttr_gpu.train.run import RunOptions, train
 from ttr_gpu.train.safetensors_file import Abandoned, checksum, read_arrays, write_arrays
 from ttr_gpu.train.trainer import Trainer
+from ttr_kernels.common.parallel import get_threads, set_threads
 
 KILLS = int(os.environ.get("TTR_KILLS", "5"))
 
@@ -77,7 +78,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(data, tmp_path):
         assert process.returncode == -9, "the job is too small: it ended before it was killed"
         killed += 1
         while_writing += bool(list(folder.glob("checkpoints/.step-*")))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert_same_end(folder, tmp_path / "whole" / "run")
     assert while_writing, "no kill fell into the writing of a checkpoint"
@@ -177,6 +178,48 @@ def test_what_cannot_change_is_refused_with_the_reason(data, tmp_path, assignmen
     run(data, tmp_path, "train.steps=2")
     with pytest.raises(UserError, match=why):
         resume(data, tmp_path / "run", assignment)
+
+
+def test_the_same_command_begins_a_run_and_goes_on_with_it(data, tmp_path):
+    """What a batch script says that may be started again: `--name run --continue`, with all options each time."""
+    options = ("model.num_layers=2", "train.checkpoint_every=5", "train.keep_last=99")
+    run(data, tmp_path / "whole", *options)
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("stopped before anything was saved")
+    _, said = run(data, tmp_path / "runs", *options, go_on=True)
+    assert not any(line.startswith("resuming") for line in said)
+    assert (tmp_path / "runs" / "run.stopped-0" / "log.txt").exists()
+    for path in list_checkpoints(folder):
+        if path.name > "step-00000010":
+            shutil.rmtree(path)
+    _, said = run(data, tmp_path / "runs", *options, go_on=True, watch=4)
+    assert f"resuming {folder} after step 10" in said
+    assert [record["step"] for record in records(folder, "watch")] == [12, 16, 20], "options of the command hold"
+    assert_same_end(folder, tmp_path / "whole" / "run")
+    for changed, message in (
+        ("model.num_layers=1", r"--continue: got model.num_layers 1, expected 2, with which .*run was begun"),
+        ("train.seed=1", "--continue: cannot change train.seed from 0 to 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(data, tmp_path / "runs", *options, changed, go_on=True)
+
+
+def test_other_threads_are_said_when_a_run_goes_on(data, tmp_path):
+    run(data, tmp_path, "train.checkpoint_every=5", "train.keep_last=99")
+    first = checkpoint_at(tmp_path / "run", 5)
+    before = get_threads()
+    _, said = resume(data, first)
+    assert not any(line.startswith("note") for line in said)
+    try:
+        set_threads(before + 1)
+        _, said = resume(data, first)
+    finally:
+        set_threads(before)
+    (note,) = [line for line in said if line.startswith("note")]
+    assert f"threads: {before + 1}, {before} before" in note
+    assert f"--threads {before} keeps" in note
+    assert open_checkpoint(find_checkpoint(tmp_path / "run")).state["computed_on"]["threads"] == before + 1
 
 
 def test_records_after_the_resumed_step_are_replaced(data, tmp_path):

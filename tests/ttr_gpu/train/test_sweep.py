@@ -12,6 +12,7 @@ import pytest
 from small_runs import SMALL, records, weights
 
 from ttr_gpu.errors import UserError
+from ttr_gpu.train import sweep as sweep_module
 from ttr_gpu.train.checkpoint import list_checkpoints
 from ttr_gpu.train.run import RunOptions
 from ttr_gpu.train.sweep import read_trials, run_sweep
@@ -158,6 +159,26 @@ def test_a_slurm_array_task_runs_its_own_trial(data, tmp_path, monkeypatch):
         sweep(data, tmp_path, GRID)
 
 
+def test_array_tasks_that_begin_at_the_same_moment_share_the_folder(data, tmp_path, monkeypatch):
+    """While one task makes the sweep's folder, another begins and ends: the first goes on in what that has made."""
+    write, others = sweep_module._write, []
+
+    def write_late(path, content):
+        if path.name == "sweep.json" and not others:
+            others.append("2")
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+            sweep(data, tmp_path, GRID)
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+        write(path, content)
+
+    monkeypatch.setattr(sweep_module, "_write", write_late)
+    sweep(data, tmp_path, GRID)
+    assert others
+    folder = tmp_path / "runs" / "lr"
+    assert [path.name for path in sorted(folder.glob("trial-*.json"))] == ["trial-001.json", "trial-002.json"]
+    assert [path.name for path in folder.parent.iterdir()] == ["lr"], "nothing half-made is left"
+
+
 def test_processes_that_train_together_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setenv("MPI_LOCALNRANKS", "2")
@@ -198,11 +219,11 @@ def test_a_killed_sweep_goes_on(data, tmp_path):
     process.communicate()
     assert process.returncode == -9
     assert not (tmp_path / "runs" / "lr" / "trial-001.json").exists()
-    done = subprocess.run(command(data, tmp_path, text), capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command(data, tmp_path, text), capture_output=True, text=True, timeout=600, check=True)
     assert "trial-000: ended before" in done.stdout
     assert f"resuming {run} after step " in done.stdout
     (tmp_path / "whole").mkdir()
-    subprocess.run(command(data, tmp_path / "whole", text), capture_output=True, timeout=120, check=True)
+    subprocess.run(command(data, tmp_path / "whole", text), capture_output=True, timeout=600, check=True)
     for name in ("trial-000", "trial-001", "trial-002"):
         mine, its = (place / "runs" / "lr" / name for place in (tmp_path, tmp_path / "whole"))
         np.testing.assert_array_equal(weights(mine), weights(its))
