@@ -19,8 +19,14 @@ from .threads import threads_option, use_threads
     "--capacity", type=click.IntRange(min=1), metavar="EVENTS",
     help="Events that a stream remembers, of a model without a window; default: 2048.",
 )  # fmt: skip
-@click.option("--state", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="Streams are read from it at the start and written to it at the end.")  # fmt: skip
+@click.option(
+    "--state", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Streams are read from it at the start and written to it, every --save-every seconds and at the end.",
+)  # fmt: skip
+@click.option(
+    "--save-every", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS",
+    help="With --state: what a crash loses at most; 0: write at the end alone.",
+)  # fmt: skip
 @click.option(
     "--max-request-bytes", type=click.IntRange(min=1), default=1 << 20, show_default=True, help="Of a request's body."
 )
@@ -33,7 +39,7 @@ from .threads import threads_option, use_threads
 @threads_option
 def serve(
     run: Path, host: str, port: int, token: str | None, streams: int, capacity: int | None, state: Path | None,
-    max_request_bytes: int, patience: float, data: Path | None, last: bool, threads: int | None,
+    save_every: float, max_request_bytes: int, patience: float, data: Path | None, last: bool, threads: int | None,
 ) -> None:  # fmt: skip
     """Serve the model of RUN (a run folder or a checkpoint, trained on events) over HTTP.
 
@@ -55,6 +61,6 @@ def serve(
     use_threads(threads)
     service = Service(
         open_trained(run, data, best=not last), name=str(run), streams=streams, capacity=capacity, state=state,
-        token=token, max_request_bytes=max_request_bytes, patience=patience,
+        save_every=save_every, say=click.echo, token=token, max_request_bytes=max_request_bytes, patience=patience,
     )  # fmt: skip
-    serve_until_asked(service, host, port, click.echo)
+    serve_until_asked(service, host, port)

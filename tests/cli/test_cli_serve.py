@@ -1,9 +1,11 @@
 """`ttr-gpu serve` as a process: its answers, its end and its state, tokens, and what it refuses to begin with."""
 
 import json
+import re
 import signal
 import socket
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -68,6 +70,61 @@ def test_what_was_answered_before_the_end_is_in_the_state(run, tmp_path):
     for name, count in found.items():
         # One more may have been taken whose answer did not arrive.
         assert count - acknowledged[name] in (0, 1)
+
+
+def test_a_service_that_is_killed_has_saved_what_came_before(run, tmp_path):
+    """SIGKILL while clients push: each stream is found as it was after some request, and not longer ago than said."""
+    state, acknowledged, last_kept = tmp_path / "state", {}, {}
+    with Served(run, "--state", state, "--save-every", "1") as served:
+
+        def client(name):
+            for number in range(100_000):
+                try:
+                    told = push(served, name, f"type-{number % 5}", 1.7e9 + number)[1]
+                except (OSError, ValueError):
+                    return
+                acknowledged[name] = told["events"]
+
+        clients = [threading.Thread(target=client, args=(f"client {i}",)) for i in range(4)]
+        for each in clients:
+            each.start()
+        while len(acknowledged) < 4 or min(acknowledged.values()) < 5:
+            assert served.process.poll() is None
+        # What is acknowledged now, and twice written since, cannot be lost.
+        last_kept.update(acknowledged)
+        for _ in range(2):
+            before = saves(served)
+            while saves(served) == before:
+                time.sleep(0.02)
+        served.process.kill()
+        served.process.communicate()
+        for each in clients:
+            each.join(30)
+    (state / f".{'0' * 32}.stream.partial-1").write_bytes(b"half")
+    with Served(run, "--state", state) as served:
+        assert ", 4 loaded;" in served.said
+        found = {each["stream"]: each["events"] for each in served.call("/streams")[1]["streams"]}
+        assert push(served, "client 1", "type-0", 1.8e9)[1]["events"] == found["client 1"] + 1
+        assert served.end()[0] == 0
+    for name, count in found.items():
+        assert last_kept[name] <= count <= acknowledged[name] + 1
+    assert len(list(state.iterdir())) == 4, "what was half-written is gone"
+
+
+def saves(served):
+    """How often the service has written its streams."""
+    return int(float(re.search(r"ttr_save_seconds_count (\S+)", served.call("/metrics")[1])[1]))
+
+
+def test_a_state_that_cannot_be_written_at_the_end_is_said(run, tmp_path):
+    state = tmp_path / "state"
+    with Served(run, "--state", state, "--save-every", "0") as served:
+        push(served, "a", "type-1", 1.7e9)
+        state.rmdir()
+        code, out, err = served.end()
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: --state {state}: streams not saved: No such file")
+    assert err.count("\n") == 1
 
 
 def test_a_live_connection_does_not_hold_up_the_end(run):

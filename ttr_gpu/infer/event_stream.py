@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,29 @@ class _Arrived(NamedTuple):
     starts: Array
     tokens: Array
     moments: Array
+
+
+@dataclass(frozen=True)
+class SavedStream:
+    """A copy of a stream's state, as it stands in its file."""
+
+    metadata: dict[str, str]
+    arrays: dict[str, Array]
+
+    def write(self, path: Path) -> None:
+        """To a file, which is there whole or not at all, also after the power has failed. OSError if it cannot be."""
+        from safetensors.numpy import save
+
+        content = save(self.arrays, self.metadata)
+        temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class EventStreams:
@@ -189,22 +213,18 @@ class EventStreams:
 
     def save(self, path: str | Path, stream: int = 0, *, name: str = "") -> None:
         """Write the state of one stream to a file (safetensors), whole or not at all; `name` is kept in it."""
-        from safetensors.numpy import save_file
+        self.copy(stream, name=name).write(Path(path))
 
+    def copy(self, stream: int = 0, *, name: str = "") -> SavedStream:
+        """The state of one stream as it is now, to be written while others go on."""
         self._check_streams(np.array([stream]))
-        path = Path(path)
         metadata = {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "model": self._fingerprint(), "name": name,
+            "format": FORMAT, "format_version": FORMAT_VERSION, "model": self.fingerprint(), "name": name,
             "length": str(self.cache.lengths[stream]), "last_time": float(self.cache.last_times[stream]).hex(),
             "first_time": float(self.cache.first_times[stream]).hex(),
         }  # fmt: skip
-        arrays = {"last": self._last[stream], **self.cache.state(stream)}
-        temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        try:
-            save_file({name: _storable(array) for name, array in arrays.items()}, temporary, metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        arrays = {"last": self._last[stream].copy(), **self.cache.state(stream)}
+        return SavedStream(metadata, {name: _storable(array) for name, array in arrays.items()})
 
     def load(self, path: str | Path, stream: int = 0) -> str:
         """Let a stream go on where a saved one stopped: what it answers then is the same to the bit. -> its name.
@@ -223,7 +243,7 @@ class EventStreams:
             raise UserError(f"{path}: cannot be read: {error}") from None
         if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{path}: is no saved stream of format version {FORMAT_VERSION}")
-        if metadata["model"] != self._fingerprint():
+        if metadata["model"] != self.fingerprint():
             raise UserError(f"{path}: is a stream of another model; load it with the weights it was saved with")
         compute = self.model.precision.compute
         arrays = {name: array.view(compute) if array.dtype == np.uint16 else array for name, array in arrays.items()}
@@ -232,7 +252,7 @@ class EventStreams:
         self.cache.restore(stream, int(metadata["length"]), last, first, arrays)
         return str(metadata.get("name", ""))
 
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
         """Of the architecture and the weights, which stay what they are while there are streams."""
         if self._known_fingerprint is None:
             digest = hashlib.sha256(self.model.config.model_dump_json().encode())

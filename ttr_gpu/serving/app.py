@@ -25,6 +25,7 @@ from .forecast import described
 from .metrics import CONTENT_TYPE, Metrics
 from .refusal import Refusal
 from .requests import read_predict, read_push
+from .state import Keeper
 
 DASHBOARD = Path(__file__).with_name("dashboard.html")
 # Hosts by which a service without a token may be called: a page of another site that a browser on this machine shows
@@ -62,25 +63,27 @@ class Model:
 
 def make_app(
     engine: StreamEngine, model: Model, metrics: Metrics, *, token: str | None = None, limits: Limits | None = None,
-    closing: asyncio.Event | None = None, at_end: Callable[[], None] | None = None,
+    closing: asyncio.Event | None = None, keeper: Keeper | None = None,
 ) -> Starlette:  # fmt: skip
     """The service as an ASGI application.
 
     Args:
         token: what clients must send as `Authorization: Bearer …`; None: only calls to a loopback host are served.
         closing: set when the service is to end: live connections then end by themselves.
-        at_end: called when all requests have been answered, with the engine at rest.
+        keeper: saves the streams, the last time when all requests have been answered.
     """
     service = _Service(engine, model, metrics, token, limits or Limits(), closing or asyncio.Event())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         running = asyncio.create_task(engine.run())
+        keeping = None if keeper is None else asyncio.create_task(keeper.run())
         yield
         engine.close()
         await running
-        if at_end is not None:
-            at_end()
+        if keeper is not None and keeping is not None:
+            keeper.end()
+            await keeping
 
     def route(
         path: str, handler: Callable[[Request], Awaitable[Response]], method: str, *, open: bool = False

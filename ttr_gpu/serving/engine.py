@@ -79,6 +79,11 @@ class StreamEngine:
         patience: seconds after which a request that has not begun is given up; nothing of it has been taken then.
         most_waiting: requests that may wait.
         batch_done: told of each round: (requests, events, seconds).
+
+    Attributes:
+        rings: of the streams that exist, by name.
+        at_rest: a lock: who has it finds no round under way.
+        changed: streams that have had events, or are no more, since whoever saves them has last emptied it.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class StreamEngine:
         self.rings = dict(names or {})
         self.limit = len(streams.cache.lengths)
         taken = set(self.rings.values())
+        self.at_rest, self.changed = asyncio.Lock(), set[str]()
         self._free = [ring for ring in range(self.limit - 1, -1, -1) if ring not in taken]
         self._queues: dict[str, deque[_Job]] = {}
         self._waiting = 0
@@ -119,6 +125,11 @@ class StreamEngine:
         ring = self.rings.pop(stream)
         self.streams.clear([ring])
         self._free.append(ring)
+        self.changed.add(stream)
+
+    def within_request(self, stream: str) -> bool:
+        """Whether a stream has had a part of the events of a request."""
+        return stream in self._queues and self._queues[stream][0].taken > 0
 
     def describe(self, stream: str) -> Answer:
         """Where a stream stands, without asking the model."""
@@ -148,7 +159,8 @@ class StreamEngine:
             while self._queues:
                 jobs = self._begin()
                 if jobs:
-                    await self._round(jobs)
+                    async with self.at_rest:
+                        await self._round(jobs)
             if self._closing:
                 return
 
@@ -214,6 +226,7 @@ class StreamEngine:
         begun = time.monotonic()
         slices = [job.slice() for job in jobs]
         watched = [job for job in jobs if job.types and job.stream in self._watchers]
+        self.changed.update(job.stream for job in jobs if job.types)
         try:
             foreseen = await asyncio.to_thread(self._compute, jobs, slices, watched)
         except Exception as error:

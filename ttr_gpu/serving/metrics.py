@@ -23,6 +23,9 @@ class Metrics:
             "ttr_round_seconds", "Time of a round of the engine", buckets=_SECONDS, registry=registry
         )
         self.round_requests = Histogram("ttr_round_requests", "Requests in a round", buckets=_SIZES, registry=registry)
+        self.save_seconds = Histogram(
+            "ttr_save_seconds", "Time of a writing of changed streams", buckets=_SECONDS, registry=registry
+        )
         self.streams = Gauge("ttr_streams", "Streams that exist", registry=registry)
         self.streams_limit = Gauge("ttr_streams_limit", "Streams that may exist", registry=registry)
         self.waiting = Gauge("ttr_requests_waiting", "Requests that wait for an answer", registry=registry)

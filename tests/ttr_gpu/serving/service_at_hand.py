@@ -35,13 +35,13 @@ def warm_up():
 class Service:
     """`async with Service(...) as service: await service.post("/push", {...})`."""
 
-    def __init__(self, streams=8, token=None, headers=None, at_end=None, names=None, **options):
+    def __init__(self, streams=8, token=None, headers=None, names=None, **options):
         from ttr_gpu.serving.app import Limits
 
         self.model = options.pop("model", None) or make_model()
         self.limits = options.pop("limits", None) or Limits()
         self.streams = EventStreams(self.model, streams, names=NAMES, origin=1.7e9)
-        self.token, self.at_end, self.names, self.options = token, at_end, names, options
+        self.token, self.names, self.options = token, names, options
         self.headers = headers or {}
 
     async def __aenter__(self):
@@ -56,7 +56,7 @@ class Service:
         self.engine = StreamEngine(self.streams, names=self.names, batch_done=metrics.round_done, **self.options)
         app = make_app(
             self.engine, Model("a model", NAMES, 1.0), metrics, token=self.token, limits=self.limits,
-            closing=self.closing, at_end=self.at_end,
+            closing=self.closing,
         )  # fmt: skip
         self._stack = contextlib.AsyncExitStack()
         await self._stack.enter_async_context(app.router.lifespan_context(app))

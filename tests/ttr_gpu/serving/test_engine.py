@@ -1,6 +1,8 @@
 """Requests that are computed together: order, isolation, fairness, patience, and an end that loses nothing."""
 
 import asyncio
+import errno
+import os
 import threading
 import time
 
@@ -8,10 +10,10 @@ import numpy as np
 import pytest
 from service_at_hand import NAMES, events, make_model, warm_up
 
-from ttr_gpu.infer.event_stream import EventStream, EventStreams
+from ttr_gpu.infer.event_stream import EventStream, EventStreams, SavedStream
 from ttr_gpu.serving.engine import SLICE, StreamEngine
 from ttr_gpu.serving.refusal import Refusal
-from ttr_gpu.serving.state import load_streams, save_streams
+from ttr_gpu.serving.state import Keeper, load_streams
 
 
 def serving(streams, test, **options):
@@ -214,20 +216,32 @@ def test_the_loop_stays_free_while_the_model_computes(monkeypatch):
     assert threading.main_thread() not in threads
 
 
+def saved(folder, streams, rings):
+    """All these streams, in a folder."""
+    engine = StreamEngine(streams, names=rings)
+    engine.changed = set(rings)
+    keeper = Keeper(folder, engine, 0, print)
+    asyncio.run(keeper.save())
+    assert keeper.failure is None
+
+
 def test_all_streams_are_saved_and_come_back(tmp_path):
     streams = make_streams(4)
     own = {name: events(5 + seed, seed) for seed, name in enumerate(("a", "b/../c", "long " * 30))}
 
     async def fill(engine):
+        keeper = Keeper(tmp_path, engine, 0, print)
         for name, (types, times) in own.items():
             await engine.push(name, types, times)
         await engine.push("gone", ["login"], [1.7e9])
-        save_streams(tmp_path, streams, engine.rings)
+        await keeper.save()
+        assert len(list(tmp_path.iterdir())) == 4
         engine.forget("gone")
+        await keeper.save()
+        assert keeper.count == 3
         return dict(engine.rings)
 
     rings = serving(streams, fill)
-    assert save_streams(tmp_path, streams, rings) == 3
     assert len(list(tmp_path.iterdir())) == 3
     again = make_streams(3)
     names = load_streams(tmp_path, again)
@@ -242,12 +256,74 @@ def test_all_streams_are_saved_and_come_back(tmp_path):
         np.testing.assert_array_equal(answers[name].next.types, streams.next([rings[name]])[0])
 
 
+def test_only_what_has_changed_is_written_and_never_the_middle_of_a_request(tmp_path, monkeypatch):
+    """Saved again and again while a long request is under way: its stream's file has none of it, and then all of it."""
+    monkeypatch.setattr("ttr_gpu.serving.state._COPIED", 1)
+    streams, long = make_streams(3), events(30 * SLICE)
+    written = []
+    write = SavedStream.write
+    monkeypatch.setattr(SavedStream, "write", lambda copy, path: (written.append(copy), write(copy, path)))
+
+    async def test(engine):
+        keeper = Keeper(tmp_path, engine, 0.002, print)
+        keeping = asyncio.create_task(keeper.run())
+        await engine.push("a", ["login"], [1.7e9])
+        await engine.push("b", *long)
+        for number in range(5):
+            await engine.push("c", ["login"], [1.7e9 + number])
+        keeper.end()
+        await keeping
+        assert keeper.failure is None
+
+    serving(streams, test)
+    lengths = [(copy.metadata["name"], int(copy.metadata["length"])) for copy in written]
+    assert {length for name, length in lengths if name == "b"} == {len(long[0])}
+    assert lengths.count(("a", 1)) == 1, "it has not changed since"
+    assert [length for name, length in lengths if name == "c"][-1] == 5
+    again = make_streams(3)
+    found = {name: again.length(ring) for name, ring in load_streams(tmp_path, again).items()}
+    assert found == {"a": 1, "b": len(long[0]), "c": 5}
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_tried_again(tmp_path, monkeypatch):
+    said, full, write = [], [True], SavedStream.write
+
+    def writing(copy, path):
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(copy, path)
+
+    monkeypatch.setattr(SavedStream, "write", writing)
+
+    async def test(engine):
+        keeper = Keeper(tmp_path, engine, 0.01, said.append)
+        keeping = asyncio.create_task(keeper.run())
+        await engine.push("a", ["login"], [1.7e9])
+        while keeper.failure is None:
+            await asyncio.sleep(0.001)
+        await engine.push("a", ["click"], [1.7e9 + 1])  # the service goes on
+        assert list(tmp_path.iterdir()) == []
+        full[0] = False
+        while not list(tmp_path.glob("*.stream")):
+            await asyncio.sleep(0.001)
+        keeper.end()
+        await keeping
+        return keeper.failure
+
+    assert serving(make_streams(1), test) is None
+    failures = [line for line in said if "No space left" in line]
+    assert len(failures) == 1
+    assert failures[0].startswith(f"--state {tmp_path}: streams not saved: ")
+    again = make_streams(1)
+    assert again.length(load_streams(tmp_path, again)["a"]) == 2
+
+
 def test_states_that_do_not_fit_are_refused(tmp_path):
     from ttr_gpu.errors import UserError
 
     streams = make_streams(2)
     streams.push([0, 1], [1, 1], [1.7e9, 1.7e9])
-    save_streams(tmp_path, streams, {"a": 0, "b": 1})
+    saved(tmp_path, streams, {"a": 0, "b": 1})
     with pytest.raises(UserError, match="holds 2 streams, more than the limit of 1; set --streams 2"):
         load_streams(tmp_path, make_streams(1))
     with pytest.raises(UserError, match="of another model"):
