@@ -84,21 +84,22 @@ class Keeper:
 
     async def run(self) -> None:
         """Write now and then until `end`, and then what is still to be written."""
-        while not self._ending.is_set():
+        ending = False
+        while not ending:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), self.every / 2 if self.every else None)
-            begun = time.monotonic()
-            before = self.failure
+            # What has changed when the end is asked for within a writing is still to be written.
+            ending, before, begun = self._ending.is_set(), self.failure, time.monotonic()
             await self.save()
             seconds = time.monotonic() - begun
             self._took(seconds)
-            if self.failure is not None and before is None and not self._ending.is_set():
+            if self.failure is not None and before is None and not ending:
                 self._say(f"{self.failure}; the service goes on, and tries again every {self.every / 2:g} s")
             if self.every and seconds > self.every / 2 and not self._slow:
                 self._slow = True
                 self._say(
                     f"--save-every {self.every:g}: writing streams took {seconds:.1f} s; a crash may lose more than "
-                    f"the last {self.every:g} s; expected at least {2 * seconds:.0f}"
+                    f"the last {self.every:g} s; expected at least {2 * seconds:.1f}"
                 )
 
     @property
