@@ -170,8 +170,8 @@ numpy = [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
 left = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(numpy).traces)
 # The buffer of performer attention is every thread's; this one's products are its own.
 own = vars(scratch._local)
-# The plan leaves out tiles of softmax attention, some hundred kilobytes of each thread.
-of_all = {"linear attention": get_threads(), "tile": 0}
+# The plan leaves out tiles of softmax attention and panels of matrix products, about a megabyte of each thread.
+of_all = {"linear attention": get_threads(), "tile": 0, "product": 0}
 kept = sum(buffer.nbytes * of_all.get(name, 1) for name, buffer in own.items())
 print(json.dumps([plan.scratch, kept, plan.activations, model.arena.misses, model.arena.extent, faults, peak, left]))
 """

@@ -187,7 +187,8 @@ def _features(model: Planned, config: RunConfig) -> int:
 def _operands(model: Planned, config: RunConfig) -> int:
     """What matrix products on a CPU keep: a result to be added or rounded, and 16-bit operands as float32.
 
-    Nothing where BLAS adds to its result, and less than a MiB for each thread where oneDNN multiplies bfloat16.
+    Nothing where BLAS adds to its result, and about a MiB for each thread where blocks of our own are multiplied or
+    oneDNN multiplies bfloat16.
     """
     shape, tokens = model.config, config.train.tokens_per_batch
     largest = model_size(shape).largest
