@@ -160,6 +160,9 @@ def _query_gradients(model: Planned, config: RunConfig) -> int:
         return 0
     sequences = max(1, train.tokens_per_batch // train.max_length)
     parts = max(1, min(-(-32 // (sequences * shape.kv_heads)), 8, -(-train.max_length // 64)))
+    if parts == 1 and train.max_length <= 256:
+        # Each unit of work has all of a sequence's keys, and writes the gradients themselves.
+        parts = 0
     return 4 * shape.num_heads * (parts * -(-shape.head_dim // 16) * 16 + 1)
 
 

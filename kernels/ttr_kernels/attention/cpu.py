@@ -71,12 +71,21 @@ def backward(
     units = _backward_units(visibility, options.kv_heads, splits)
     group = options.heads // options.kv_heads
     width = padded(options.dim)
-    partial_dq = zeros(splits * total * options.heads * width, FLOAT32)
+    # Where every sequence's keys are one part, each unit writes its queries' gradients itself.
+    whole = splits == 1 and _longest(visibility.key_offsets) <= blocks * BACKWARD_KEYS
+    partial_dq = zeros(0 if whole else splits * total * options.heads * width, FLOAT32)
+    rows_dq = Rows(*result_rows("dq", dq, 2)[::2])
     bias_sums = zeros((len(units), group, 2), FLOAT64)
     inputs = (_rows(saved.q), _rows(saved.k), _rows(saved.v), rows_do, saved.log_normalizer, dots)
     times = _time_arrays(saved.times, saved.key_times, saved.time_bias, visibility)
     key = key_and_offset(dropout.seed, dropout.offset)
-    results = (partial_dq, Rows(*result_rows("dk", dk, 2)[::2]), Rows(*result_rows("dv", dv, 2)[::2]), bias_sums)
+    results = (
+        rows_dq,
+        partial_dq,
+        Rows(*result_rows("dk", dk, 2)[::2]),
+        Rows(*result_rows("dv", dv, 2)[::2]),
+        bias_sums,
+    )
 
     def run(begin: int, end: int) -> None:
         backward_units(
@@ -85,11 +94,11 @@ def backward(
         )  # fmt: skip
 
     parallel_for(run, len(units), grain=_grain(len(units)), even=False)
-    rows_dq = Rows(*result_rows("dq", dq, 2)[::2])
-    parallel_for(
-        add_query_gradients, total, partial_dq, splits, total, options.heads, rows_dq, options.dim, options.scale,
-        grain=64,
-    )  # fmt: skip
+    if not whole:
+        parallel_for(
+            add_query_gradients, total, partial_dq, splits, total, options.heads, rows_dq, options.dim, options.scale,
+            grain=64,
+        )  # fmt: skip
     if gradient is not None:
         _add_bias_gradients(bias_sums, units[:, 1], gradient)
 

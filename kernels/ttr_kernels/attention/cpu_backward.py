@@ -7,16 +7,21 @@ from typing import Any
 import numpy as np
 
 from ..common.compilation import jit, jit_exact, jit_within
-from ..common.storage import load
-from ..common.tile_multiply import PAD, multiply
+from ..common.storage import load, store
+from ..common.tile_multiply import PAD
 from ..common.vector_math import exp_of_nonpositive, log1p_and_reciprocal
 from .cpu_tile import (
     LINEAR,
     NO_BIAS,
+    STRIP,
+    add_tile_times_keys,
+    add_transposed_tile_times_queries,
     columns_seen,
     draw_factors,
     fetch,
+    keys_seen,
     mask_row,
+    multiply_into_tile,
     scaled_ages,
     store_row,
     take_times,
@@ -59,16 +64,18 @@ def _dot(a: Any, a_at: int, b: Any, b_at: int, dim: int) -> Any:
 def backward_units(
     units: Any, splits: int, blocks: int, q: Any, k: Any, v: Any, dout: Any, log_normalizer: Any, dots: Any,
     query_offsets: Any, key_offsets: Any, times: Any, key_times: Any, rate: Any, tau: Any,
-    options: Any, key: Any, partial_dq: Any, dk: Any, dv: Any, bias_sums: Any, scratch: Any, begin: int, end: int,
+    options: Any, key: Any, dq: Any, partial_dq: Any, dk: Any, dv: Any, bias_sums: Any, scratch: Any,
+    begin: int, end: int,
 ) -> None:  # fmt: skip
     """Gradients of units [begin, end): each a sequence, a key/value head and every `splits`-th part of its keys, which
-    has `blocks` blocks."""
+    has `blocks` blocks. Where a part is all the keys, queries' gradients are done with it and go to dq; otherwise they
+    are added to partial_dq, which is empty if that does not happen."""
     halves = np.empty((2, BACKWARD_KEYS // 4), np.uint64)
     factors, ages = np.ones(BACKWARD_KEYS, np.float32), np.empty(BACKWARD_KEYS, np.float32)
     tile_times = np.empty(BACKWARD_KEYS, np.float64)
     _units(
         units, splits, blocks, q, k, v, dout, log_normalizer, dots, query_offsets, key_offsets, times, key_times, rate,
-        tau, options, key, partial_dq, dk, dv, bias_sums, scratch, halves, factors, ages, tile_times, begin, end,
+        tau, options, key, dq, partial_dq, dk, dv, bias_sums, scratch, halves, factors, ages, tile_times, begin, end,
     )  # fmt: skip
 
 
@@ -76,7 +83,7 @@ def backward_units(
 def _units(
     units: Any, splits: int, blocks: int, q: Any, k: Any, v: Any, dout: Any, log_normalizer: Any, dots: Any,
     query_offsets: Any, key_offsets: Any, times: Any, key_times: Any, rate: Any, tau: Any,
-    options: Any, key: Any, partial_dq: Any, dk: Any, dv: Any, bias_sums: Any, scratch: Any,
+    options: Any, key: Any, dq: Any, partial_dq: Any, dk: Any, dv: Any, bias_sums: Any, scratch: Any,
     halves: Any, factors: Any, ages: Any, tile_times: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     dim, group = options.dim, options.heads // options.kv_heads
@@ -101,6 +108,9 @@ def _units(
         query_row, key_row = query_offsets[sequence], key_offsets[sequence]
         length, key_length = query_offsets[sequence + 1] - query_row, key_offsets[sequence + 1] - key_row
         shift = key_length - length
+        whole = partial_dq.size == 0
+        if whole and key_length == 0:
+            _zero_rows(dq.flat, dq.stride, query_row, length, kv_head, group * dim)
         for part_key in range(split * part_keys, key_length, splits * part_keys):
             part_end = min(part_key + part_keys, key_length)
             for tile_key in range(part_key, part_end, BACKWARD_KEYS):
@@ -118,6 +128,10 @@ def _units(
             # Queries that see any of these keys.
             first = max(0, part_key - shift) if options.causal else 0
             last = min(length, part_end - shift + options.window - 1) if options.window > 0 else length
+            if whole:
+                # The others see no key.
+                _zero_rows(dq.flat, dq.stride, query_row, min(first, length), kv_head, group * dim)
+                _zero_rows(dq.flat, dq.stride, query_row + last, length - last, kv_head, group * dim)
             for i0 in range(first, last, BACKWARD_QUERIES):
                 queries = min(BACKWARD_QUERIES, last - i0)
                 queries_padded = (queries + 7) // 8 * 8
@@ -137,40 +151,44 @@ def _units(
                         at = (tile_key - part_key) * width
                         if options.bias != NO_BIAS:
                             take_times(tile_times, key_times, key_row + tile_key, keys)
-                        multiply(
-                            scratch, weights_at, BACKWARD_KEYS, scratch, queries_at, width, 1,
-                            scratch, keys_transposed_at + at, BACKWARD_KEYS, queries_padded, keys_padded, width, False,
+                        sight = i0, tile_key, keys, key_length, shift, options.causal
+                        multiply_into_tile(
+                            scratch, weights_at, BACKWARD_KEYS, queries_at, keys_transposed_at + at, width, queries,
+                            sight,
                         )  # fmt: skip
-                        multiply(
-                            scratch, grads_at, BACKWARD_KEYS, scratch, dout_at, width, 1, scratch,
-                            values_transposed_at + at, BACKWARD_KEYS, queries_padded, keys_padded, width, False,
+                        multiply_into_tile(
+                            scratch, grads_at, BACKWARD_KEYS, dout_at, values_transposed_at + at, width, queries,
+                            sight,
                         )  # fmt: skip
                         for i in range(queries):
+                            if i % STRIP == 0:
+                                seen = keys_seen(sight, min(i + STRIP, queries))
                             low, high = visible_keys(i0 + i, key_length, shift, options.causal, options.window)
                             for_rate, for_tau = _row(
-                                scratch, weights_at + i * BACKWARD_KEYS, grads_at + i * BACKWARD_KEYS, keys_padded,
-                                max(low - tile_key, 0), min(high - tile_key, keys), tile_key, row + i, head,
-                                log_normalizer[row + i, head], dots[row + i, head], times, tile_times, rate, tau,
+                                scratch, weights_at + i * BACKWARD_KEYS, grads_at + i * BACKWARD_KEYS, seen,
+                                keys_padded, max(low - tile_key, 0), min(high - tile_key, keys), tile_key, row + i,
+                                head, log_normalizer[row + i, head], dots[row + i, head], times, tile_times, rate, tau,
                                 options, key, halves, factors, ages,
                             )  # fmt: skip
                             bias_sums[unit, g, 0] -= for_rate
                             bias_sums[unit, g, 1] += for_tau
                         # Padded queries have zero rows of q and dout: what their tiles hold does not matter below.
-                        multiply(
-                            scratch, dv_at + at, width, scratch, weights_at, 1, BACKWARD_KEYS, scratch, dout_at, width,
-                            keys_padded, width, queries, True,
-                        )  # fmt: skip
-                        multiply(
-                            scratch, dk_at + at, width, scratch, grads_at, 1, BACKWARD_KEYS, scratch, queries_at, width,
-                            keys_padded, width, queries, True,
-                        )  # fmt: skip
-                        multiply(
-                            scratch, dq_at, width, scratch, grads_at, BACKWARD_KEYS, 1, scratch, keys_at + at, width,
-                            queries_padded, width, keys_padded, True,
-                        )  # fmt: skip
+                        add_transposed_tile_times_queries(
+                            scratch, dv_at + at, weights_at, BACKWARD_KEYS, dout_at, width, queries, sight
+                        )
+                        add_transposed_tile_times_queries(
+                            scratch, dk_at + at, grads_at, BACKWARD_KEYS, queries_at, width, queries, sight
+                        )
+                        add_tile_times_keys(
+                            scratch, dq_at, grads_at, BACKWARD_KEYS, keys_at + at, width, queries, sight
+                        )
                     for i in range(queries):
-                        target = ((split * rows_of_dq + row + i) * options.heads + head) * width
-                        _add_row(partial_dq, target, scratch, dq_at + i * width, width)
+                        if whole:
+                            target = (row + i) * dq.stride + head * dim
+                            store_row(dq.flat, target, scratch, dq_at + i * width, dim, options.scale)
+                        else:
+                            target = ((split * rows_of_dq + row + i) * options.heads + head) * width
+                            _add_row(partial_dq, target, scratch, dq_at + i * width, width)
             for j in range(part_end - part_key):
                 row = key_row + part_key + j
                 store_row(dk.flat, row * dk.stride + kv_head * dim, scratch, dk_at + j * width, dim, _ONE)
@@ -178,17 +196,24 @@ def _units(
 
 
 @jit_within
+def _zero_rows(target: Any, stride: int, first: int, count: int, kv_head: int, floats: int) -> None:
+    for i in range(count):
+        for d in range(floats):
+            store(target, (first + i) * stride + kv_head * floats + d, _ZERO)
+
+
+@jit_within
 def _row(
-    s: Any, weight_row: int, grad_row: int, keys_padded: int, low: int, high: int, tile_key: int, row: int, head: int,
-    normalizer: Any, dot: Any, times: Any, tile_times: Any, rate: Any, tau: Any, options: Any, key: Any, halves: Any,
-    factors: Any, ages: Any,
+    s: Any, weight_row: int, grad_row: int, seen: int, keys_padded: int, low: int, high: int, tile_key: int, row: int,
+    head: int, normalizer: Any, dot: Any, times: Any, tile_times: Any, rate: Any, tau: Any, options: Any, key: Any,
+    halves: Any, factors: Any, ages: Any,
 ) -> Any:  # fmt: skip
     """One row of a tile, which sees [low, high) of its keys: logits become weights, gradients of weights those of
-    logits. Also what the row adds to the gradients of −rate and of tau."""
+    logits; the products filled in the first `seen`. Also what the row adds to the gradients of −rate and of tau."""
     for_rate, for_tau = _ZERO, _ZERO
     columns = columns_seen(low, high)
     if columns > 0:
-        for j in range(keys_padded, columns):
+        for j in range(seen, columns):
             s[np.uintp(grad_row + j)] = _ZERO
         mask_row(s, weight_row, columns, low, high)
         if options.dropping:

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 
 from ..common.compilation import jit, jit_within
-from ..common.tile_multiply import PAD, maximum, multiply
+from ..common.tile_multiply import PAD, maximum
 from ..common.vector_math import exp_of_nonpositive, log
 from .cpu_tile import (
     NO_BIAS,
+    add_tile_times_keys,
     add_time_bias,
     columns_seen,
     draw_factors,
     fetch,
     mask_row,
+    multiply_into_tile,
     scaled_ages,
     store_row,
     take_times,
@@ -103,15 +105,14 @@ def _units(
                 tile_low, _ = visible_keys(first + i0, key_length, shift, options.causal, options.window)
                 if tile_high <= tile_key or tile_low >= tile_key + keys:
                     continue
-                queries_padded = (queries + 7) // 8 * 8
+                sight = first + i0, tile_key, keys, key_length, shift, options.causal
                 # Beyond these no query of the tile sees a key.
                 seen_padded = (min(keys, tile_high - tile_key) + PAD - 1) // PAD * PAD
                 for g in range(group):
                     head = kv_head * group + g
                     block = (g * rows + i0) * width
-                    multiply(
-                        scratch, tile_at, KEYS, scratch, queries_at + block, width, 1, scratch, transposed_at, KEYS,
-                        queries_padded, seen_padded, width, False,
+                    multiply_into_tile(
+                        scratch, tile_at, KEYS, queries_at + block, transposed_at, width, queries, sight
                     )  # fmt: skip
                     for i in range(queries):
                         query = first + i0 + i
@@ -138,9 +139,8 @@ def _units(
                                     scratch[np.uintp(at + j)] *= factors[j]
                         for j in range(columns, seen_padded):
                             scratch[np.uintp(at + j)] = _ZERO
-                    multiply(
-                        scratch, result_at + block, width, scratch, tile_at, KEYS, 1, scratch, values_at, width,
-                        queries_padded, width, seen_padded, True,
+                    add_tile_times_keys(
+                        scratch, result_at + block, tile_at, KEYS, values_at, width, queries, sight
                     )  # fmt: skip
 
         for g in range(group):

@@ -13,13 +13,15 @@ from ..common.arrays import Array
 from ..common.compilation import jit, jit_within
 from ..common.compiled_philox import kept_pairs
 from ..common.storage import load, store
-from ..common.tile_multiply import maximum
+from ..common.tile_multiply import PAD, ROWS, maximum, multiply
 from ..common.vector_math import log1p_of_nonnegative
 
 NO_BIAS, LINEAR, LOG = 0, 1, 2
 # Rows of a tile are worked on in multiples of so many columns, whole vectors of an unrolled loop: what is left over
 # after those would be done one by one.
 COLUMNS = 64
+# Products skip what a causal mask hides, in strips of so many queries or keys.
+STRIP = 32
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
 _MINUS_INFINITY = np.float32(-np.inf)
@@ -87,6 +89,70 @@ def visible_keys(query: int, key_length: int, shift: int, causal: bool, window: 
     high = min(key_length, query + shift + 1) if causal else key_length
     low = max(0, query + shift - window + 1) if window > 0 else 0
     return low, max(high, low)
+
+
+@jit_within
+def keys_seen(sight: Any, end: int) -> Any:
+    """How many of a tile's keys, padded, its queries before `end` can see under a causal mask.
+
+    sight: (first query of the tile, first key, number of keys, keys of the sequence, shift, causal).
+    """
+    first, tile_key, keys, key_length, shift, causal = sight
+    _, high = visible_keys(first + end - 1, key_length, shift, causal, 0)
+    return (max(0, min(keys, high - tile_key)) + PAD - 1) // PAD * PAD
+
+
+@jit_within
+def _strip(sight: Any, queries: int) -> Any:
+    """Queries of a strip: all of the tile's where the first sees as many keys as the last."""
+    return STRIP if keys_seen(sight, 1) < keys_seen(sight, queries) else queries
+
+
+@jit_within
+def multiply_into_tile(
+    s: Any, tile_at: int, stride: int, rows_at: int, transposed_at: int, width: int, queries: int, sight: Any
+) -> None:
+    """tile = rows · keysᵀ of the columns that a strip of queries can see; the others keep what was in them."""
+    size = _strip(sight, queries)
+    for strip in range(0, queries, size):
+        end = min(strip + size, queries)
+        rows = (end - strip + ROWS - 1) // ROWS * ROWS
+        multiply(
+            s, tile_at + strip * stride, stride, s, rows_at + strip * width, width, 1, s, transposed_at, stride,
+            rows, keys_seen(sight, end), width, False,
+        )  # fmt: skip
+
+
+@jit_within
+def add_tile_times_keys(
+    s: Any, result_at: int, tile_at: int, stride: int, keys_at: int, width: int, queries: int, sight: Any
+) -> None:
+    """result (queries, width) += tile · keys."""
+    size = _strip(sight, queries)
+    for strip in range(0, queries, size):
+        end = min(strip + size, queries)
+        rows = (end - strip + ROWS - 1) // ROWS * ROWS
+        multiply(
+            s, result_at + strip * width, width, s, tile_at + strip * stride, stride, 1, s, keys_at, width,
+            rows, width, keys_seen(sight, end), True,
+        )  # fmt: skip
+
+
+@jit_within
+def add_transposed_tile_times_queries(
+    s: Any, result_at: int, tile_at: int, stride: int, rows_at: int, width: int, queries: int, sight: Any
+) -> None:
+    """result (keys, width) += tileᵀ · rows, without the queries that come before a strip of keys."""
+    first, tile_key, keys, _, shift, causal = sight
+    keys_padded = (keys + PAD - 1) // PAD * PAD
+    size = STRIP if causal and tile_key + keys_padded > shift + first else keys_padded
+    for strip in range(0, keys_padded, size):
+        skipped = max(0, tile_key + strip - shift - first) // ROWS * ROWS if causal else 0
+        if skipped < queries:
+            multiply(
+                s, result_at + strip * width, width, s, tile_at + skipped * stride + strip, 1, stride,
+                s, rows_at + skipped * width, width, min(size, keys_padded - strip), width, queries - skipped, True,
+            )  # fmt: skip
 
 
 @jit_within

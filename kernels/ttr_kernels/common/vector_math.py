@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compilation import jit_exact
-from .storage import bits_to_float32, float32_to_bits
+from .storage import bits_to_float32
 
 _f = np.float32
 
@@ -95,12 +95,28 @@ def exp_of_nonpositive(x: Any) -> Any:
     return _f(0.0) if x < _f(-87.33654) else scaled
 
 
+@intrinsic
+def _exponent_and_mantissa(context: Any, x: Any) -> Any:
+    """(e, m) as float32 with x = 2^e m, m in [√½, √2). In 32 bits throughout: numba's own integers widen to 64, which
+    halves the lanes of a vector."""
+    pair = types.UniTuple(types.float32, 2)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, floating = ir.IntType(32), ir.FloatType()
+        root_half = word(0x3F3504F3)
+        shifted = builder.sub(builder.bitcast(arguments[0], word), root_half)
+        exponent = builder.sitofp(builder.ashr(shifted, word(23)), floating)
+        mantissa = builder.bitcast(builder.add(builder.and_(shifted, word(0x007FFFFF)), root_half), floating)
+        return context.make_tuple(builder, signature.return_type, [exponent, mantissa])
+
+    return pair(types.float32), generate
+
+
 @jit_exact
 def _log_plus(x: Any, small: Any) -> Any:
-    # ln x + small, for normal x > 0, with the mantissa centred on 1: x = 2^e m, m in [√½, √2).
-    shifted = float32_to_bits(x) - np.int32(0x3F3504F3)
-    k = _f(shifted >> np.int32(23))
-    f = bits_to_float32((shifted & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)) - ONE
+    # ln x + small, for normal x > 0, with the mantissa centred on 1.
+    k, m = _exponent_and_mantissa(x)
+    f = m - ONE
     p = _f(6.7466456119e-02)
     p = p * f + _f(-1.1675660116e-01)
     p = p * f + _f(1.1888164521e-01)
