@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .harness import RESULTS, machine, versions
+from .harness import machine, result_file, versions
 from .step_shapes import EVENTS
 
-# Name -> what differs from the defaults.
+# Name -> what differs from the defaults for events.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "default (features both, bias log, RoPE by position)": (),
-    "no time at all": ("model.time_features=none", "model.time_bias=none"),
-    "features none": ("model.time_features=none",),
-    "features absolute": ("model.time_features=absolute",),
-    "features gap": ("model.time_features=gap",),
+    "default (Time2Vec of gap and pace, bias log, RoPE by position)": (),
+    "no time at all": ("model.time_features=none", "model.time_pace=0", "model.time_bias=none"),
+    "Time2Vec: none": ("model.time_features=none", "model.time_pace=0"),
+    "Time2Vec: gap": ("model.time_pace=0",),
+    "Time2Vec: absolute": ("model.time_features=absolute", "model.time_pace=0"),
+    "Time2Vec: gap, absolute": ("model.time_features=both", "model.time_pace=0"),
+    "Time2Vec: gap, absolute, pace": ("model.time_features=both",),
     "bias none": ("model.time_bias=none",),
     "bias linear": ("model.time_bias=linear",),
     "RoPE by time": ("model.rope=time",),
@@ -33,17 +36,25 @@ MEASURES = ("nll", "cross_entropy", "time_nll", "accuracy", "ks")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("time-ablation"), show_default=True,
               help="Folder of the data set, the runs, and what is done already.")  # fmt: skip
 @click.option("--seeds", default=3, show_default=True, help="Runs of each variant.")
-@click.option("--preset", default="nano", show_default=True)
-@click.option("--steps", type=int, help="Of each run; default: as `ttr-gpu train` would.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
+              help="As for `ttr-gpu train`, for every run alike: such as train.steps=400.")  # fmt: skip
 @click.option("--only", help="Variants whose name contains this text.")
-def time_ablation(work: Path, seeds: int, preset: str, steps: int | None, only: str | None) -> None:
+@click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
+def time_ablation(
+    work: Path, seeds: int, assignments: tuple[str, ...], only: str | None, threads: int | None
+) -> None:  # fmt: skip
     """Time2Vec of time and gap, time bias, RoPE by time: test likelihoods over several seeds, as a table.
 
-    Whatever is done already in --work is not done again: interrupt it, and call it again.
+    The rest is as `ttr-gpu train` chooses it for events. Whatever is done already in --work is not done again:
+    interrupt it, and call it again.
     """
+    from ttr_kernels.common.parallel import limit_blas, set_threads
+
+    set_threads(threads or machine()["cores"])
+    limit_blas()
     data = _prepare(work)
     record = work / "results.json"
-    options = {"preset": preset, "steps": steps}
+    options = {"assignments": list(assignments)}
     known: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"options": options, "runs": {}}
     if known["options"] != options:
         raise click.UsageError(f"--work: {work} holds runs of {known['options']}, expected {options}; choose another")
@@ -51,7 +62,8 @@ def time_ablation(work: Path, seeds: int, preset: str, steps: int | None, only: 
         for name, changes in VARIANTS.items():
             if (only or "") not in name or f"{name}/{seed}" in known["runs"]:
                 continue
-            known["runs"][f"{name}/{seed}"] = _run(data, work / "run", preset, seed, steps, changes)
+            print(f"{name}, seed {seed}", flush=True)
+            known["runs"][f"{name}/{seed}"] = _run(data, work / "run", (f"train.seed={seed}", *assignments, *changes))
             partial = record.with_suffix(".partial")
             partial.write_text(json.dumps(known, indent=1))
             partial.replace(record)
@@ -62,8 +74,11 @@ def time_ablation(work: Path, seeds: int, preset: str, steps: int | None, only: 
     lines = _table({name: runs for name, runs in found.items() if runs})
     print("\n".join(lines))
     if all(len(runs) == seeds for runs in found.values()):
-        path = RESULTS / "time-ablation.json"
-        described = {"benchmark": "time-ablation", "machine": machine(), "versions": versions(), "seeds": seeds}
+        path = result_file("time-ablation")
+        described = {
+            "benchmark": "time-ablation", "date": time.strftime("%Y-%m-%d"), "machine": machine(),
+            "versions": versions(), "seeds": seeds,
+        }  # fmt: skip
         path.write_text(json.dumps({**described, **options, "variants": found}, indent=1) + "\n")
         print(f"written: {path}")
 
@@ -80,9 +95,7 @@ def _prepare(work: Path) -> Path:
     return data
 
 
-def _run(
-    data: Path, folder: Path, preset: str, seed: int, steps: int | None, changes: tuple[str, ...]
-) -> dict[str, float]:
+def _run(data: Path, folder: Path, assignments: tuple[str, ...]) -> dict[str, float]:
     """Train, and evaluate the best checkpoint on the test split."""
     from ttr_gpu.data.dataset import open_dataset
     from ttr_gpu.infer.evaluation import evaluate_in_detail
@@ -90,11 +103,11 @@ def _run(
     from ttr_gpu.train.run import RunOptions, train
 
     shutil.rmtree(folder, ignore_errors=True)
-    assignments = (f"train.seed={seed}", *changes, *(() if steps is None else (f"train.steps={steps}",)))
+    begin = time.process_time()
     outcome = train(
-        RunOptions(data, preset=preset, assignments=assignments, out=folder.parent, name=folder.name, log_every=200),
-        print,
-    )  # fmt: skip
+        RunOptions(data, assignments=assignments, out=folder.parent, name=folder.name, log_every=10**9),
+        lambda line: None,
+    )
     if outcome.signal_number is not None:
         raise SystemExit(128 + outcome.signal_number)
     checkpoint, dataset = open_checkpoint(find_checkpoint(folder, best=True)), open_dataset(data)
@@ -106,7 +119,8 @@ def _run(
     assert result.gaps is not None
     return {
         "nll": result.nll, "cross_entropy": result.cross_entropy, "time_nll": result.gaps.nll,
-        "accuracy": result.accuracy, "ks": result.gaps.ks, "steps": float(outcome.progress.step),
+        "accuracy": result.accuracy, "ks": result.gaps.ks, "steps": outcome.progress.step,
+        "cpu_seconds": round(time.process_time() - begin, 1),
     }  # fmt: skip
 
 

@@ -238,12 +238,16 @@ class TransformerModel:
         """Outputs of the last block (rows, C) -> logits (rows, V) of the token after each."""
         return self.head.logits(self.final_norm(outputs))
 
-    def next_gap(self, outputs: Array, types: Array | None = None) -> GapDistribution:
+    def next_gap(
+        self, outputs: Array, types: Array | None = None, *, logits: Array | None = None
+    ) -> GapDistribution:  # fmt: skip
         """Outputs of the last block (rows, C) -> distribution of the gap to the event after each.
 
         Args:
             types: (rows,) of those events, for a model with time_given_type (others do not look at them). None: they
                 are not known, and the distribution is the mixture over the likeliest of them.
+            logits: (rows, V), from `next_logits` of the same outputs, where the caller has them: only that mixture
+                needs them, and computes them otherwise.
 
         Raises ValueError for a model without a time head.
         """
@@ -252,7 +256,7 @@ class TransformerModel:
         normed = self.final_norm(outputs)
         if self.time_head.types is None or types is not None:
             return self.time_head.distribution(normed, None if types is None else self.backend.put(types))
-        return self.time_head.marginal(normed, to_host(self.head.logits(normed)))
+        return self.time_head.marginal(normed, to_host(self.head.logits(normed) if logits is None else logits))
 
     def logits(self, batch: PackedTokens, rows: Array | None = None) -> Array:
         """Logits of the next token (rows, V) after the given rows of the batch; default: after every row."""

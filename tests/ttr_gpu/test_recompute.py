@@ -87,9 +87,10 @@ from ttr_gpu.train.memory_plan import full_batch, policy_costs
 from ttr_gpu.train.optimizer import Optimizer
 from ttr_kernels.common.arena import Arena
 
-residual, precision = float(sys.argv[1]), sys.argv[2]
+residual, precision, components = float(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 shape = ModelConfig(vocabulary_size=500, embed_dim=64, hidden_dim=256, num_layers=5, num_heads=4, precision=precision,
-                    dropout=DropoutConfig(residual=residual))
+                    dropout=DropoutConfig(residual=residual), time_components=components,
+                    time_given_type=bool(components))
 config = RunConfig(model=shape, train=TrainConfig(tokens_per_batch=1024, max_length=256))
 
 def step(recompute):
@@ -126,11 +127,14 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(("residual", "precision"), [(0.1, "float32"), (0.0, "bfloat16")])
-def test_memory_is_as_estimated(residual, precision):
+@pytest.mark.parametrize(
+    ("residual", "precision", "components"), [(0.1, "float32", 0), (0.0, "bfloat16", 0), (0.1, "float32", 64)]
+)
+def test_memory_is_as_estimated(residual, precision, components):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(residual), precision], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", MEASURE, str(residual), precision, str(components)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     found = json.loads(done.stdout)
     assert len(found) == 10
     activations = {(policy, every): arena for policy, every, _, _, _, _, arena, _ in found}

@@ -114,23 +114,25 @@ def evaluate_in_detail(
     """
     nats, count, counts = 0.0, 0, np.zeros(model.config.vocabulary_size, np.int64)
     scorer = None if model.time_head is None else GapScorer(step)
+    components = 0 if model.time_head is None else model.time_head.marginal_components
     for batch in evaluation_batches(
         split, tokens_per_batch=max(tokens_per_batch, max_length), max_length=max_length, stride=stride
     ):  # fmt: skip
         rows = np.flatnonzero(batch.targets >= 0)
         outputs = model.outputs(batch)[model.backend.put(rows)]
         count += len(rows)
-        for part in in_parts(len(rows), model.config.vocabulary_size):
-            logits, targets = to_host(model.next_logits(outputs[part])).astype(np.float64), batch.targets[rows[part]]
+        if model.time_head is not None:
+            gaps = model.time_head.positive(batch.target_times[rows] - batch.times[rows])
+        for part in in_parts(len(rows), max(model.config.vocabulary_size, components)):
+            head, targets = model.next_logits(outputs[part]), batch.targets[rows[part]]
+            logits = to_host(head).astype(np.float64)
             own = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
             nats += float((np.logaddexp.reduce(logits, axis=1) - own).sum())
             counts += np.bincount(ranks(logits, targets), minlength=len(counts))
-        if scorer is not None and model.time_head is not None:
-            gaps = model.time_head.positive(batch.target_times[rows] - batch.times[rows])
-            for part in in_parts(len(rows), model.time_head.marginal_components):
-                answer, known = model.next_gap(outputs[part]), None
+            if scorer is not None and model.time_head is not None:
+                answer, known = model.next_gap(outputs[part], logits=head), None
                 if model.time_head.types is not None:
-                    known = model.next_gap(outputs[part], batch.targets[rows[part]])
+                    known = model.next_gap(outputs[part], targets)
                 scorer.add(answer, gaps[part], known)
     figures = None if scorer is None else scorer.figures()
     whole = count == split.token_count - split.sequences

@@ -137,7 +137,7 @@ class EventStreams:
         Raises:
             ValueError: a stream without an event so far.
         """
-        return self._types(self._outputs(streams))
+        return self._types(self.model.next_logits(self._outputs(streams)))
 
     def next_events(self, streams: Sequence[int] | Array, at: Sequence[float | None] | None = None) -> list[NextEvent]:
         """What comes next in each stream, type and time.
@@ -151,8 +151,9 @@ class EventStreams:
             ValueError: a stream without an event so far, a time that is not finite or before a stream's last event.
         """
         outputs = self._outputs(streams)
-        types = self._types(outputs)
-        gaps = None if self.model.time_head is None else self.model.next_gap(outputs)
+        logits = self.model.next_logits(outputs)
+        types = self._types(logits)
+        gaps = None if self.model.time_head is None else self.model.next_gap(outputs, logits=logits)
         found = []
         for row, stream in enumerate(streams):
             last = self.last_time(int(stream))
@@ -182,8 +183,8 @@ class EventStreams:
         outputs: Array = self.model.backend.put(self._last[rings])
         return outputs
 
-    def _types(self, outputs: Array) -> Array:
-        return probabilities(to_host(self.model.next_logits(outputs))[:, : self._types_known], Sampling())
+    def _types(self, logits: Array) -> Array:
+        return probabilities(to_host(logits)[:, : self._types_known], Sampling())
 
     def _arrange(
         self, streams: Sequence[int] | Array, types: Sequence[int | str] | Array, times: Sequence[float] | Array

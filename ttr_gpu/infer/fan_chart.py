@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.timestamps import date_text
+from ..figures import save, subplots
 from .prediction import Prediction
 
 _BANDS = ((0.025, 0.975, "95 %"), (0.1, 0.9, "80 %"), (0.25, 0.75, "50 %"))
@@ -19,33 +20,29 @@ _PAST_SHARE, _PATHS, _MOST_TYPES = 0.5, 8, 8
 
 def draw_fan_chart(path: Path, prediction: Prediction, names: Sequence[str], unit_seconds: float | None) -> Path:
     """Draw what has happened and bands of what may come, a few futures, and expected numbers by type, to a PNG."""
-    from matplotlib.figure import Figure
-
     scale, unit = _axis_unit(prediction.end - prediction.now, unit_seconds)
     expected = prediction.expected_counts()
     shown = [int(token) for token in np.argsort(-expected, kind="stable")[:_MOST_TYPES] if expected[token] > 0]
     by_type = len(names) > 1 and bool(shown)
-    figure = Figure(figsize=(10, 4.2) if by_type else (7.5, 4.2), layout="constrained")
     if by_type:
-        axes, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
+        figure, parts = subplots(1, 2, figsize=(10, 4.2), dpi=150, width_ratios=(2.2, 1))
     else:
-        axes, bars = figure.subplots(), None
+        figure, only = subplots(1, 1, figsize=(7.5, 4.2), dpi=150)
+        parts = (only,)
+    axes, *bars = parts
     _draw_fan(axes, prediction, scale)
     moment = None if unit_seconds is None else date_text(prediction.now, unit_seconds, "%Y-%m-%d %H:%M UTC")
     since = moment if moment is not None and prediction.now * (unit_seconds or 1.0) > 1e8 else f"{prediction.now:g}"
     axes.set(xlabel=f"{unit} after {since}", ylabel="events since then")
     axes.set_title(f"{len(prediction.futures)} sampled futures of {prediction.history.name}", fontsize=11)
-    if bars is not None:
+    for by_type_axes in bars:
         labels = [names[token] for token in shown]
-        drawn = bars.barh(labels, expected[shown], color="#4292c6")
-        bars.bar_label(drawn, fmt="%.2g", padding=3)
-        bars.invert_yaxis()
-        bars.margins(x=0.15)
-        bars.set_xlabel("expected events until the horizon")
-        bars.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+        drawn = by_type_axes.barh(labels, expected[shown], color="#4292c6")
+        by_type_axes.bar_label(drawn, fmt="%.2g", padding=3)
+        by_type_axes.invert_yaxis()
+        by_type_axes.margins(x=0.15)
+        by_type_axes.set_xlabel("expected events until the horizon")
+    return save(figure, tuple(parts), path)
 
 
 def _draw_fan(axes: Any, prediction: Prediction, scale: float) -> None:
@@ -70,7 +67,6 @@ def _draw_fan(axes: Any, prediction: Prediction, scale: float) -> None:
     axes.axvline(0.0, color="#969696", linewidth=0.8, linestyle=":")
     axes.set_xlim((begin - now) / scale, (end - now) / scale)
     axes.legend(frameon=False, loc="upper left", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _axis_unit(span: float, unit_seconds: float | None) -> tuple[float, str]:

@@ -114,7 +114,7 @@ class Generator:
             if advance is None:
                 now[alive] = times[len(tokens) + step]
             else:
-                now[alive] += _gaps(model.next_gap(outputs), advance, sampler, alive)
+                now[alive] += _gaps(model.next_gap(outputs, logits=logits), advance, sampler, alive)
             # A model may have room for more tokens than the tokenizer knows.
             drawn = sampler.draw(to_host(logits)[:, : prompts.size], alive)
             for sample, token in zip(alive.tolist(), drawn.tolist(), strict=True):
@@ -136,8 +136,4 @@ class Generator:
 
 def _gaps(following: GapDistribution, advance: str, sampler: Sampler, samples: Array) -> Array:
     """(B,) time from the newest token of each sample to its next: the quantile of a half, or of a random number."""
-    shares = np.full(len(samples), 0.5) if advance == "median" else sampler.uniform(samples)
-    nothing = np.zeros(1)
-    return np.array(
-        [following[row : row + 1].quantiles_after(shares[row : row + 1], nothing)[0, 0] for row in range(len(samples))]
-    )
+    return following.quantile(0.5 if advance == "median" else sampler.uniform(samples))

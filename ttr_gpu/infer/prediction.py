@@ -12,9 +12,9 @@ from ttr_kernels.common.arrays import Array
 from ttr_kernels.common.philox import philox_words
 
 from ..backend import to_host
+from ..decoding import ModelCache
 from ..errors import UserError
 from ..model import TransformerModel
-from ..nn.gap_distribution import GapDistribution
 from .histories import History
 from .next_event import NextEvent
 from .sampling import Sampler, Sampling, probabilities
@@ -155,30 +155,30 @@ class Predictor:
         now = last if now is None else now
         if not now >= last:
             raise UserError(f"now: got {now!r}, expected a time not before that of the last event, {last!r}")
-        first = _First(self, history, now - last)
+        begin = 0 if self.context is None else max(0, len(history.times) - self.context)
+        length = len(history.times) - begin + max_events
+        at_once = max(1, min(samples, _CACHE_BYTES // max(self.model.new_cache(1, length).bytes, 1)))
+        # Its ring 0 stays at the history's end, for every group of futures to go on from.
+        cache = self.model.new_cache(at_once + 1, length)
+        first = _First(self, history, begin, now - last, cache)
         times = dict(zip(quantiles, first.next.quantiles(list(quantiles)).tolist(), strict=True))
         futures: list[Future] = []
         end = now + horizon - self.origin
-        length = len(first.tokens) + max_events
-        at_once = max(1, min(samples, _CACHE_BYTES // max(self.model.new_cache(1, length).bytes, 1)))
         sampler = Sampler(Sampling(seed=seed), samples, self.types, [])
-        for begin in range(0, samples, at_once):
-            chosen = np.arange(begin, min(begin + at_once, samples))
-            futures += self._futures(first, chosen, samples, end, max_events, seed, sampler)
+        for number in range(0, samples, at_once):
+            chosen = np.arange(number, min(number + at_once, samples))
+            futures += self._futures(first, cache, chosen, end, max_events, seed, sampler)
         return Prediction(history, now, now + horizon, first.survival, times, first.next.types, futures)
 
     def _futures(
-        self, first: _First, chosen: Array, samples: int, end: float, max_events: int, seed: int, sampler: Sampler
+        self, first: _First, cache: ModelCache, chosen: Array, end: float, max_events: int, seed: int, sampler: Sampler
     ) -> list[Future]:
-        """The futures of the chosen samples, side by side; times relative to the origin."""
+        """The futures of the chosen samples, side by side, in the cache's rings from 1 on; `end` is relative to the
+        origin."""
         model, count = self.model, len(chosen)
-        cache = model.new_cache(count, len(first.tokens) + max_events)
-        starts = np.array([0, len(first.tokens)], np.int32)
-        outputs = model.prefill_outputs(first.tokens, first.times, starts, cache, np.array([0]))
-        if count > 1:
-            cache.copy(0, np.arange(1, count))
-            outputs = outputs.repeat(count, axis=0)
-        last = np.full(count, first.times[-1])
+        cache.copy(0, np.arange(1, count + 1))
+        outputs, logits = first.outputs.repeat(count, axis=0), first.logits.repeat(count, axis=0)
+        last = np.full(count, cache.last_times[0])
         times: list[list[float]] = [[] for _ in chosen]
         types: list[list[int]] = [[] for _ in chosen]
         alive = np.arange(count)
@@ -186,18 +186,19 @@ class Predictor:
             if step == 0:
                 gaps = first.draw(chosen, seed)
             else:
-                gaps = _draw(model.next_gap(outputs), chosen[alive], samples, seed, step)
+                gaps = model.next_gap(outputs, logits=logits).sample(seed=seed, offset=step, rows=chosen[alive])
             moments = last[alive] + gaps
             going = moments <= end
-            alive, moments, outputs = alive[going], moments[going], outputs[going]
+            alive, moments = alive[going], moments[going]
             if not len(alive):
                 break
-            drawn = sampler.draw(to_host(model.next_logits(outputs))[:, : self.types], chosen[alive])
+            drawn = sampler.draw(to_host(logits)[going, : self.types], chosen[alive])
             for ring, moment, token in zip(alive, moments, drawn, strict=True):
                 times[ring].append(float(moment))
                 types[ring].append(int(token))
             last[alive] = moments
-            outputs = model.decode_outputs(drawn, moments, cache, alive)
+            outputs = model.decode_outputs(drawn, moments, cache, alive + 1)
+            logits = model.next_logits(outputs)
         going_on = set(alive.tolist())
         return [
             Future(np.array(moments) + self.origin, np.array(tokens, np.int32), ring in going_on)
@@ -206,17 +207,18 @@ class Predictor:
 
 
 class _First:
-    """The next event after a history, `wait` after its last one without another."""
+    """The next event after a history, `wait` after its last one without another; events from `begin` on are read, into
+    the cache's ring 0."""
 
-    def __init__(self, predictor: Predictor, history: History, wait: float) -> None:
+    def __init__(self, predictor: Predictor, history: History, begin: int, wait: float, cache: ModelCache) -> None:
         model = predictor.model
-        begin = 0 if predictor.context is None else max(0, len(history.times) - predictor.context)
-        self.tokens, self.times = history.types[begin:], history.times[begin:] - predictor.origin
-        cache = model.new_cache(1, len(self.tokens))
-        starts = np.array([0, len(self.tokens)], np.int32)
-        outputs = model.prefill_outputs(self.tokens, self.times, starts, cache, np.array([0]))
-        self.gap, self.wait, last = model.next_gap(outputs), wait, float(history.times[-1])
-        types = probabilities(to_host(model.next_logits(outputs))[:, : predictor.types], Sampling())[0]
+        tokens, times = history.types[begin:], history.times[begin:] - predictor.origin
+        starts = np.array([0, len(tokens)], np.int32)
+        self.outputs = model.prefill_outputs(tokens, times, starts, cache, np.array([0]))
+        self.logits = model.next_logits(self.outputs)
+        self.gap, self.wait = model.next_gap(self.outputs, logits=self.logits), wait
+        last = float(history.times[-1])
+        types = probabilities(to_host(self.logits)[:, : predictor.types], Sampling())[0]
         self.next = NextEvent(types, last, last + wait, self.gap)
         self.survival = float(np.exp(self.gap.log_survival(np.array([wait])))[0]) if wait > 0 else 1.0
         if not self.survival > 0:
@@ -228,17 +230,7 @@ class _First:
     def draw(self, samples: Array, seed: int) -> Array:
         """The first gaps of these samples."""
         if self.wait == 0:
-            count = int(samples.max()) + 1
-            everyone = self.gap[np.zeros(count, np.int64)]
-            return everyone.sample(seed=seed, offset=0)[samples]
+            return self.gap[np.zeros(len(samples), np.int64)].sample(seed=seed, offset=0, rows=samples)
         uniform = (philox_words(samples, seed, 0)[:, 0].astype(np.float64) + 0.5) / 2.0**32
         drawn: Array = self.gap.quantiles_after(uniform, np.array([self.wait]))[0]
         return drawn
-
-
-def _draw(gap: GapDistribution, chosen: Array, samples: int, seed: int, step: int) -> Array:
-    """A gap per row, from random numbers that belong to the row's sample: others may have ended or not."""
-    rows = np.zeros(samples, np.int64)
-    rows[chosen] = np.arange(len(chosen))
-    drawn: Array = gap[rows].sample(seed=seed, offset=step)[chosen]
-    return drawn

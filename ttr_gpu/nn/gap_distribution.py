@@ -22,9 +22,6 @@ class GapDistribution:
     means: Array
     log_scales: Array
 
-    def __len__(self) -> int:
-        return len(self.means)
-
     def __getitem__(self, rows: Array | slice) -> GapDistribution:
         """The distributions of these rows."""
         return GapDistribution(self.weight_logits[rows], self.means[rows], self.log_scales[rows])
@@ -57,13 +54,9 @@ class GapDistribution:
 
         return waiting_quantiles(probabilities, elapsed, *self._parameters())
 
-    def mean(self) -> Array:
-        """E[gap] (rows,); inf where it overflows. It is dominated by the far tail: the median is the safer answer."""
-        return log_normal_mixture.mean(*self._parameters())
-
-    def sample(self, *, seed: int, offset: int = 0) -> Array:
-        """One gap per row, a pure function of (seed, offset, row)."""
-        return log_normal_mixture.sample(*self._parameters(), seed=seed, offset=offset)
+    def sample(self, *, seed: int, offset: int = 0, rows: Array | None = None) -> Array:
+        """One gap per row, a pure function of (seed, offset, row); `rows` (rows,) names other rows than 0, 1, …."""
+        return log_normal_mixture.sample(*self._parameters(), seed=seed, offset=offset, rows=rows)
 
     def cell_nll(self, gaps: Array, step: float) -> Array:
         """Dequantised −log p of gaps on a grid of this step: −log(P(cell of the gap) / step), the cell being

@@ -123,6 +123,10 @@ def _activations(model: Planned, config: RunConfig, recompute: Recompute) -> int
     k, wide = shape.time_components, 4 * c if item == 2 else 0
     after += 24 * k + 24 + wide if k else 0
     gaps = 12 * k + 4 * c + stream if k else 0
+    if k and shape.time_given_type:
+        # Its hidden layer, twice as wide before the gate, and the types; then the gradients of both.
+        after += 12 * c + 4
+        gaps += 12 * c
     # A gradient of the residual stream more where dropout does not leave it as it is.
     dropped = stream if shape.dropout.residual > 0 else 0
     in_feed_forward = item * f + stream + dropped

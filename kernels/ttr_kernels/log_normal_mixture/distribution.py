@@ -72,13 +72,19 @@ def quantile(probability: Array | float, weight_logits: Array, means: Array, log
 
 
 @takes_cuda_arrays
-def sample(weight_logits: Array, means: Array, log_scales: Array, *, seed: int, offset: int = 0) -> Array:
-    """One gap per row, a pure function of (seed, offset, row): a component by its weight, then Box & Muller 1958."""
+def sample(
+    weight_logits: Array, means: Array, log_scales: Array, *, seed: int, offset: int = 0, rows: Array | None = None
+) -> Array:  # fmt: skip
+    """One gap per row, a pure function of (seed, offset, row): a component by its weight, then Box & Muller 1958.
+
+    rows: (...) int64 NumPy array, as which row each is drawn; default: 0, 1, … in order.
+    """
     xp = array_module(weight_logits)
     weights, m, s = _parameters(weight_logits, means, log_scales)
     lead = weights.shape[:-1]
     # Drawn on the host, so that a GPU samples the same gaps.
-    words = philox_words(np.arange(math.prod(lead)), seed, offset).reshape(*lead, 4)
+    numbers = np.arange(math.prod(lead)) if rows is None else np.asarray(rows).reshape(-1)
+    words = philox_words(numbers, seed, offset).reshape(*lead, 4)
     uniform = xp.asarray((words.astype(np.float64) + 0.5) / 2.0**32)
     chosen = (weights.cumsum(axis=-1) < uniform[..., :1]).sum(axis=-1, keepdims=True)
     chosen = xp.minimum(chosen, weights.shape[-1] - 1)
