@@ -22,6 +22,9 @@ from ttr_kernels.common.cuda.launch import modules_compiled
 from .errors import UserError
 from .memory import available_bytes, resident_bytes
 
+# The target of a sequence's last event, where its survival until the end of observation counts.
+CENSORED = -2
+
 
 class PackedTokens(Protocol):
     """What a model reads of a batch (ttr_gpu.data.batches.Batch has it)."""
@@ -40,7 +43,7 @@ class PackedTokens(Protocol):
 
     @property
     def targets(self) -> Array:
-        """(total,) int32, −1 for none."""
+        """(total,) int32, −1 for none, CENSORED where nothing more happened until the target's time."""
 
     @property
     def target_times(self) -> Array:

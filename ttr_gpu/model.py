@@ -14,7 +14,7 @@ from ttr_kernels.common.arrays import Array, array_module, contiguous, empty
 from ttr_kernels.cross_entropy import LinearCrossEntropySaved
 from ttr_kernels.rms_norm import RmsNormSaved
 
-from .backend import CPU, Backend, PackedTokens, to_host
+from .backend import CENSORED, CPU, Backend, PackedTokens, to_host
 from .config import ModelConfig
 from .decoding import PREFILL_ROWS, ModelCache, decode_outputs, decode_step, prefill_outputs
 from .model_size import step_flops
@@ -61,7 +61,8 @@ class BatchScores(NamedTuple):
     Attributes:
         losses: (total,) −log P(next token) in nats.
         correct: (total,) whether the likeliest token was right.
-        time_losses: (total,) −log p(gap to the next event) in nats per unit of time; None without a time head.
+        time_losses: (total,) −log p(gap to the next event) in nats per unit of time, where the target is CENSORED −log
+            P(no event until the target's time); None without a time head.
     """
 
     losses: Array
@@ -151,10 +152,11 @@ class TransformerModel:
         z_loss: float = 0.0, time_weight: float = 1.0, gradients: bool = True, gradient_scale: float = 1.0,
         recompute: Recompute = KEEP_ALL,
     ) -> tuple[Any, LossSaved]:  # fmt: skip
-        """Mean loss in nats over the targets that are not −1: of the token, and time_weight times that of its gap.
+        """Mean loss in nats over the targets that are tokens: of these, and time_weight times that of their gaps.
 
         Args:
-            batch: packed tokens, times and targets.
+            batch: packed tokens, times and targets. Where a target is CENSORED, the gap's loss has −log P(no event
+                until the target's time) in its sum, too.
             dropout: draws the masks of this step; None: no dropout.
             label_smoothing, z_loss: see `ttr_kernels.cross_entropy`.
             time_weight: of the gap's loss, where there is a time head.
@@ -162,6 +164,7 @@ class TransformerModel:
             gradient_scale: about the dloss of the backward to come, of which the head computes its gradient already.
             recompute: what of the blocks' forward is not kept, but run again in the backward.
         """
+        censored = _censored(batch)
         batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
         x, embedding = self.embedding.forward(batch.tokens, sequences)
@@ -175,15 +178,15 @@ class TransformerModel:
             del saved  # or what was dropped would live on through the next block
         normed, norm = self.final_norm.forward(x)
         type_loss, head = self.head.loss_forward(
-            normed, batch.targets, label_smoothing=label_smoothing, z_loss=z_loss, gradients=gradients,
-            gradient_scale=gradient_scale,
+            normed, batch.targets if censored is None else self.backend.xp.maximum(batch.targets, -1),
+            label_smoothing=label_smoothing, z_loss=z_loss, gradients=gradients, gradient_scale=gradient_scale,
         )  # fmt: skip
         loss, time_loss, time_head = type_loss, None, None
         if self.time_head is not None:
             xp, times, targets = self.backend.xp, batch.times, batch.targets
             gaps = xp.subtract(batch.target_times, times, out=empty(times.shape, times.dtype, times))
             scored = xp.greater_equal(targets, 0, out=empty(targets.shape, bool, targets))
-            time_loss, time_head = self.time_head.loss_forward(normed, gaps, scored, targets)
+            time_loss, time_head = self.time_head.loss_forward(normed, gaps, scored, targets, censored)
             loss = type_loss + time_weight * time_loss
         return loss, LossSaved(embedding, blocks, norm, head, time_head, type_loss, time_loss, time_weight)
 
@@ -314,18 +317,19 @@ class TransformerModel:
         for p in self.parameters:
             if not _finite(p.value):
                 return f"parameter {p.name}"
+        censored = _censored(batch)
         with np.errstate(all="ignore"):
             for name, x in self.activations(batch, dropout):
                 if not _finite(x):
                     return name
             normed = self.final_norm(x)
             batch = self.backend.place(batch)
-            loss, _ = self.head.loss_forward(normed, batch.targets, gradients=False)
+            loss, _ = self.head.loss_forward(normed, self.backend.xp.maximum(batch.targets, -1), gradients=False)
             if not np.isfinite(float(loss)):
                 return "head"
             if self.time_head is not None:
                 gaps = batch.target_times - batch.times
-                loss, _ = self.time_head.loss_forward(normed, gaps, batch.targets >= 0, batch.targets)
+                loss, _ = self.time_head.loss_forward(normed, gaps, batch.targets >= 0, batch.targets, censored)
         return None if np.isfinite(float(loss)) else "time_head"
 
     def activations(self, batch: PackedTokens, dropout: DropoutKey | None = None) -> Iterator[tuple[str, Array]]:
@@ -348,6 +352,12 @@ class TransformerModel:
     def flops(self, batch: PackedTokens) -> float:
         """Floating-point operations of one forward and backward (see `model_size.step_flops`)."""
         return sum(step_flops(self.config, batch.cu_seqlens))
+
+
+def _censored(batch: PackedTokens) -> Array | None:
+    """Positions of a batch, whose arrays are the host's, after which nothing more happened; None if there are none."""
+    found = np.flatnonzero(np.equal(batch.targets, CENSORED, out=empty(len(batch.targets), bool)))
+    return found if len(found) else None
 
 
 def _finite(array: Array) -> bool:

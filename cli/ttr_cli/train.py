@@ -27,6 +27,11 @@ from .threads import threads_option, use_threads
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Such as train.lr=0.001; may be repeated."
 )
+@click.option(
+    "--survival", is_flag=True,
+    help="Learn from the last interval of each sequence, too, up to the end of --observation; short for --set "
+    "train.survival=true.",
+)  # fmt: skip
 @click.option("--name", help="Name of the run; default: that of the data, and the time.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
 @click.option("--resume", metavar="RUN", help="Go on with a run (its folder, a checkpoint, or 'auto': the latest).")
@@ -59,7 +64,7 @@ from .threads import threads_option, use_threads
 @click.option("--log-every", type=click.IntRange(min=1), default=1, show_default=True, help="Steps per printed line.")
 def train(
     data: Path, preset: str | None, precision: str | None, config: Path | None, assignments: tuple[str, ...],
-    name: str | None, out: Path, resume: str | None, go_on: bool, sweep: Path | None, plan: bool,
+    survival: bool, name: str | None, out: Path, resume: str | None, go_on: bool, sweep: Path | None, plan: bool,
     memory_limit: str | None, profile: bool, watch: int | None, tracker: str | None, device: str,
     threads: int | None, log_every: int,
 ) -> None:  # fmt: skip
@@ -74,11 +79,13 @@ def train(
     from ttr_gpu.train.run import train as run
 
     if resume is not None:
-        _refuse_with_resume("preset", "precision", "name", "plan", "continue")
+        _refuse_with_resume("preset", "precision", "survival", "name", "plan", "continue")
     if go_on and name is None:
         raise click.UsageError("--continue: expected the --name of the run that is to be begun or gone on with")
     if precision is not None:
         assignments = (*assignments, f"model.precision={precision}")
+    if survival:
+        assignments = (*assignments, "train.survival=true")
     use_threads(threads)
     if memory_limit is not None and any(text.strip().startswith("train.recompute") for text in assignments):
         raise click.UsageError("--memory-limit: cannot be combined with --set train.recompute, which it chooses")

@@ -2,8 +2,9 @@
 
 A window of n + 1 neighbouring tokens of one sequence gives n inputs and n targets. A sequence is cut into windows of at
 most `max_length` inputs, each overlapping the next by one token, so every token but a sequence's first is a target
-exactly once per epoch. Where a long sequence is cut differs from epoch to epoch, so that a token is not seen with the
-same past each time.
+exactly once per epoch. With survival, a sequence's last event is an input too, whose target is CENSORED: nothing more
+happened until the end of observation. Where a long sequence is cut differs from epoch to epoch, so that a token is not
+seen with the same past each time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import CENSORED
 from ..errors import UserError
 from .dataset import Split
 
@@ -34,7 +36,7 @@ class Batch:
     """Packed sequences (see the module's text).
 
     Attributes:
-        tokens, targets: (total,) int32; target −1 means none.
+        tokens, targets: (total,) int32; target −1 means none, CENSORED that nothing more happened until its time.
         times, target_times: (total,) float64, relative to the data set's origin, in its unit.
         cu_seqlens: (N + 1,) int32: window n is positions cu_seqlens[n] .. cu_seqlens[n + 1].
         sequence_ids: (N,) sequence of each window; starts: (N,) its first token in the split.
@@ -117,13 +119,16 @@ class Windows:
     sequence: np.ndarray[Any, Any]
 
     @staticmethod
-    def of(split: Split, max_length: int, rng: np.random.Generator | None = None) -> Windows:
-        """Cut every sequence; with `rng` the first window of a long one has a random length.
+    def of(
+        split: Split, max_length: int, rng: np.random.Generator | None = None, *, survival: bool = False
+    ) -> Windows:  # fmt: skip
+        """Cut every sequence; with `rng` the first window of a long one has a random length. With survival the last
+        event is an input, too.
 
         Long is what gives more than 4 windows: in a shorter one the past that an additional short window lacks would
         weigh more than what the variety gives.
         """
-        inputs = np.maximum(np.diff(split.offsets) - 1, 0)
+        inputs = np.maximum(np.diff(split.offsets) - (not survival), 0)
         missing = np.zeros(split.sequences, np.int64)  # of the first window
         if rng is not None:
             long = inputs > 4 * max_length
@@ -146,6 +151,7 @@ class TrainingBatches:
         max_length: inputs of the longest window.
         start_step: the first step wanted: what a run resumes with.
         share: which of the batches, all of which follow from the same numbers on every process.
+        survival: with the last event of each sequence as an input (see the module's text).
 
     Data larger than memory are shuffled in pools: pieces of some million tokens are permuted, and windows within the
     pieces that are in memory together.
@@ -154,8 +160,10 @@ class TrainingBatches:
     def __init__(
         self, split: Split, *, fingerprint: str, tokens_per_batch: int, max_length: int, seed: int = 0,
         start_step: int = 0, pool_tokens: int = _POOL, segment_tokens: int = _SEGMENT, share: Share = ALL,
+        survival: bool = False,
     ) -> None:  # fmt: skip
         check_sizes(split, tokens_per_batch, max_length)
+        self._survival = survival
         self._split, self._fingerprint, self._seed = split, fingerprint, seed
         self._budget, self._start, self.share = tokens_per_batch, start_step, share
         self._max_length = max_length
@@ -237,14 +245,17 @@ class TrainingBatches:
                         chosen = chosen[self.share.windows(windows.length[chosen], part)]
                         first = windows.first[chosen]
                         base = first - shifts[first // self._segment_tokens]
-                        yield _cut(windows, chosen, tokens, times, base, step, epoch, part)
+                        batch = _cut(windows, chosen, tokens, times, base, step, epoch, part)
+                        if self._survival:
+                            _censor(batch, self._split)
+                        yield batch
                     step += 1
             epoch += 1
 
     def _pools(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Windows, Any, list[int]]]:
         """(segments, windows of the epoch, those of the pool in shuffled order, where batches begin) of each pool."""
         rng = np.random.default_rng(_entropy(self._fingerprint, self._seed, epoch))
-        windows = Windows.of(self._split, self._max_length, rng)
+        windows = Windows.of(self._split, self._max_length, rng, survival=self._survival)
         pieces = max(1, -(-self._split.token_count // self._segment_tokens))
         # A window belongs to the segment in which it begins.
         edges = np.searchsorted(windows.first, np.arange(pieces + 1) * self._segment_tokens)
@@ -277,7 +288,7 @@ class TrainingBatches:
 
 def evaluation_batches(
     split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None,
-    limit_tokens: int | None = None, share: Share = ALL,
+    limit_tokens: int | None = None, share: Share = ALL, survival: bool = False,
 ) -> Iterator[Batch]:  # fmt: skip
     """Every predictable token of a split exactly once, in file order.
 
@@ -287,10 +298,11 @@ def evaluation_batches(
             max_length, windows side by side.
         limit_tokens: stop after about so many targets, of all processes together.
         share: every so many-th batch is this process's.
+        survival: each sequence's last event is an input too, with target CENSORED.
     """
     check_sizes(split, tokens_per_batch, max_length, whole_batch=False)
     stride = stride or max_length
-    windows = Windows.of(split, stride)
+    windows = Windows.of(split, stride, survival=survival)
     starts = split.offsets[windows.sequence]
     # Reach back for context; what an earlier window has scored keeps no target.
     context = np.minimum(windows.first - starts, max_length - stride)
@@ -312,6 +324,8 @@ def evaluation_batches(
             begins, ends = low, min(max(high, low + _BLOCK), split.token_count)
             tokens, times = split.read(begins, ends)
         batch = _cut(reached, chosen, tokens, times, reached.first[chosen] - begins, step, 0)
+        if survival:
+            _censor(batch, split)
         if stride < max_length:
             position = np.arange(len(batch.targets)) - np.repeat(batch.cu_seqlens[:-1], reached.length[chosen])
             batch.targets[position < np.repeat(context[chosen], reached.length[chosen])] = -1
@@ -376,11 +390,20 @@ def _cut(
     ends = np.cumsum(lengths)
     index = np.repeat(base - (ends - lengths), lengths) + np.arange(int(lengths.sum()))
     sequence = windows.sequence[chosen]
+    # After the split's last token there is none: with survival its target is not one.
+    following = np.minimum(index + 1, len(tokens) - 1)
     return Batch(
         tokens=tokens[index], times=times[index], cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
-        targets=tokens[index + 1], target_times=times[index + 1], sequence_ids=sequence, starts=windows.first[chosen],
+        targets=tokens[following], target_times=times[following], sequence_ids=sequence, starts=windows.first[chosen],
         step=step, epoch=epoch, part=part,
     )  # fmt: skip
+
+
+def _censor(batch: Batch, split: Split) -> None:
+    """Targets of the last events of sequences become CENSORED, at the end of observation."""
+    last = batch.starts + np.diff(batch.cu_seqlens) == split.offsets[batch.sequence_ids + 1]
+    at = batch.cu_seqlens[1:][last] - 1
+    batch.targets[at], batch.target_times[at] = CENSORED, split.observed_until
 
 
 def _entropy(fingerprint: str, seed: int, epoch: int) -> int:

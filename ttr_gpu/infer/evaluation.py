@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import to_host
+from ..backend import CENSORED, to_host
+from ..config import ModelConfig
 from ..data.batches import Share, evaluation_batches, last_windows
 from ..data.dataset import Split
 from ..distributed.communicator import LOCAL, Communicator, totals
@@ -47,13 +48,13 @@ class Evaluation:
     gaps: GapFigures | None = None
 
     def loss(self, time_weight: float) -> float:
-        """What training minimises: cross_entropy, and time_weight times time_nll."""
-        return self.cross_entropy + (0.0 if self.time_nll is None else time_weight * self.time_nll)
+        """What training minimises: cross_entropy, and time_weight times what is asked of time: gaps, and survival."""
+        return self.cross_entropy + time_weight * ((self.time_nll or 0.0) + (self.survival or 0.0))
 
     @property
     def nll(self) -> float:
         """Nats per target of everything that was scored: type, gap, and survival if asked for."""
-        return self.loss(1.0) + (self.survival or 0.0)
+        return self.loss(1.0)
 
     @property
     def perplexity(self) -> float:
@@ -72,16 +73,21 @@ def protocol(model: TransformerModel, split: Split, survival: bool = False) -> s
 def evaluate_split(
     model: TransformerModel, split: Split, *, tokens_per_batch: int, max_length: int, stride: int | None = None,
     limit_tokens: int | None = None, stopped: Callable[[], bool] | None = None, communicator: Communicator = LOCAL,
+    survival: bool = False,
 ) -> Evaluation:  # fmt: skip
     """Score every target of a split (or the first `limit_tokens`), in windows of `max_length`, without dropout.
 
-    `stopped` is asked before every batch whether to leave the rest out. Ranks share the batches and add up what they
+    `stopped` is asked before every batch whether to leave the rest out. With `survival` the censored intervals count,
+    too, each in the window of its sequence's last event. Ranks share the batches and add up what they
     found: the result is the same on all, and to rounding that of one process.
     """
-    nats, time_nats, right, count = 0.0, 0.0, 0, 0
+    if survival:
+        check_survival(split, model.config, "survival")
+    nats, time_nats, survived, right, count = 0.0, 0.0, 0.0, 0, 0
     for batch in evaluation_batches(
         split, tokens_per_batch=max(tokens_per_batch, max_length), max_length=max_length, stride=stride,
         limit_tokens=limit_tokens, share=Share(communicator.rank, communicator.size, communicator.size),
+        survival=survival,
     ):  # fmt: skip
         if stopped is not None and stopped():
             break
@@ -89,17 +95,20 @@ def evaluate_split(
             scores = model.evaluate_batch(batch)
         nats += float(scores.losses.sum(dtype=np.float64))
         if scores.time_losses is not None:
-            time_nats += float(scores.time_losses.sum(dtype=np.float64))
+            of_survival = float(scores.time_losses[batch.targets == CENSORED].sum(dtype=np.float64))
+            time_nats += float(scores.time_losses.sum(dtype=np.float64)) - of_survival
+            survived += of_survival
         right += int(scores.correct[batch.targets >= 0].sum())
         count += int((batch.targets >= 0).sum())
-    nats, time_nats, *counted = totals(communicator, nats, time_nats, right, count)
+    nats, time_nats, survived, *counted = totals(communicator, nats, time_nats, survived, right, count)
     right, count = (int(value) for value in counted)
     whole = count == split.token_count - split.sequences
     bits = nats / math.log(2) / split.bytes if split.bytes and whole else None
     time_nll = None if model.time_head is None else time_nats / max(count, 1)
     return Evaluation(
-        split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll, protocol(model, split)
-    )
+        split.name, count, nats / max(count, 1), right / max(count, 1), bits, time_nll,
+        protocol(model, split, survival), survived / max(count, 1) if survival else None,
+    )  # fmt: skip
 
 
 def evaluate_in_detail(
@@ -145,17 +154,23 @@ def evaluate_in_detail(
     )  # fmt: skip
 
 
+def check_survival(split: Split, config: ModelConfig, option: str) -> None:
+    """UserError, naming the option, where the end of observation is not known or the model does not answer for time."""
+    if split.observed_until is None:
+        raise UserError(
+            f"{option}: {split.path} does not say when observation ended; preprocess it with --observation START,END"
+        )
+    if not config.time_components:
+        raise UserError(f"{option}: this model does not model time (model.time_components is 0)")
+
+
 def survival_nats(model: TransformerModel, split: Split, tokens_per_batch: int, max_length: int) -> float:
     """Σ −log P(gap > end of observation − last event) over all sequences, in nats.
 
-    Raises UserError where the end of observation is not known, or the model does not answer for time.
+    Raises UserError as `check_survival` does.
     """
-    if split.observed_until is None:
-        raise UserError(
-            f"--survival: {split.path} does not say when observation ended; preprocess it with --observation START,END"
-        )
-    if model.time_head is None:
-        raise UserError("--survival: this model does not model time (model.time_components is 0)")
+    check_survival(split, model.config, "--survival")
+    assert model.time_head is not None
     nats = 0.0
     for batch in last_windows(split, tokens_per_batch=tokens_per_batch, max_length=max_length):
         last = batch.cu_seqlens[1:] - 1

@@ -17,6 +17,7 @@ from ttr_kernels.log_normal_mixture import (
     log_normal_mixture_backward,
     log_normal_mixture_forward,
 )
+from ttr_kernels.log_normal_mixture.survival import CensoredSaved, censored_backward, censored_forward
 from ttr_kernels.matmul import LinearSaved, linear, linear_backward, linear_forward
 
 from ..backend import to_host
@@ -45,7 +46,9 @@ class TimeHeadSaved:
         given: of the hidden layer; None without one.
         slope: (total, K) d log σ / ds.
         losses: (total,) nats of each position, 0 where it is not scored.
-        weight: (total,) of each position's loss in the mean.
+        weight: (total,) of each scored position's loss in the mean.
+        censored: positions after which nothing came, and what their likelihood keeps; None where there are none.
+        share: weight of each of those in the mean; a number, on a GPU an array of one.
     """
 
     given: GivenTypeSaved | None
@@ -54,6 +57,8 @@ class TimeHeadSaved:
     slope: Array
     losses: Array
     weight: Array
+    censored: tuple[Array, CensoredSaved] | None
+    share: Any
 
 
 class TimeHead:
@@ -135,13 +140,21 @@ class TimeHead:
         joint = shares.reshape(rows, count, -1) + logits[:, :, None]
         return GapDistribution(joint.reshape(rows, -1), each.means.reshape(rows, -1), each.log_scales.reshape(rows, -1))
 
-    def loss_forward(self, x: Array, gaps: Array, scored: Array, targets: Array) -> tuple[Any, TimeHeadSaved]:
+    def loss_forward(
+        self, x: Array, gaps: Array, scored: Array, targets: Array, censored: Array | None = None
+    ) -> tuple[Any, TimeHeadSaved]:
         """x (total, C) from the final norm, gaps (total,) float64 -> mean −log p(gap) in nats over what is scored.
 
         Args:
             scored: (total,) bool; where it is not, gaps may be anything.
             targets: (total,) types at the gaps' ends, for a head that is given them; anything where not scored.
+            censored: (n,) positions, none of them scored, after which nothing came for at least the gap: −log P(gap >
+                that) of each is added to the sum, which is divided by the number of scored positions still.
+
+        Raises ValueError for censored positions and a head that is given the type: the type has not come either.
         """
+        if censored is not None and self.types is not None:
+            raise ValueError("censored: got positions, expected None for a time head that is given the type")
         xp, master = array_module(x), self.precision.master
         types = None if self.types is None else xp.where(scored, targets, 0)
         hidden, given = self._enter(contiguous(x, master), types)
@@ -156,9 +169,16 @@ class TimeHead:
         losses = xp.add(nll, master.type(self.log_mean), out=empty(nll.shape, master, x))
         xp.copyto(losses, master.type(0), where=none)
         weight = contiguous(scored, master)
-        weight /= xp.maximum(scored.sum(), 1).astype(master)
+        share = 1 / xp.maximum(scored.sum(), 1).astype(master)
+        weight *= share
         total = xp.multiply(losses, weight, out=empty(nll.shape, master, x)).sum(dtype=np.float64)
-        return total, TimeHeadSaved(given, project, mixture, slope, losses, weight)
+        if censored is None:
+            return total, TimeHeadSaved(given, project, mixture, slope, losses, weight, None, share)
+        at = xp.asarray(censored)
+        survived, kept = censored_forward(gaps[at] * unit, logits[at], means[at], log_scales[at])
+        losses[at] = survived.astype(master)
+        total = total + share * survived.sum()
+        return total, TimeHeadSaved(given, project, mixture, slope, losses, weight, (at, kept), share)
 
     def loss_backward(self, dloss: float, saved: TimeHeadSaved) -> Array:
         """-> dx (total, C) in the master precision; adds to the parameters' gradients."""
@@ -170,6 +190,11 @@ class TimeHead:
         log_normal_mixture_backward(
             dlosses, saved.mixture, dweight_logits=dlogits, dmeans=dmeans, dlog_scales=dlog_scales
         )
+        if saved.censored is not None:
+            at, kept = saved.censored
+            each = array_module(draw).full(len(at), dloss) * saved.share
+            for part, gradient in zip((dlogits, dmeans, dlog_scales), censored_backward(each, kept), strict=True):
+                part[at] = gradient.astype(draw.dtype)
         dmeans *= self.precision.master.type(self.log_std)
         dlog_scales *= saved.slope
         dhidden, _, _ = linear_backward(draw, saved.project, dweight=self.weight.gradient, dbias=self.bias.gradient)

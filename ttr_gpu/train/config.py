@@ -50,6 +50,9 @@ class TrainConfig(BaseModel):
     time_weight: float = Field(
         default=1.0, ge=0, description="of the gap's loss beside the type's, both in nats per event"
     )
+    survival: bool = Field(
+        default=False, description="the gap's loss counts that nothing more happened until the end of observation, too"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     z_loss: float = Field(default=0.0, ge=0)
     loss_scale: float = Field(default=65536.0, ge=1, description="first factor of the loss in float16; it adapts")
@@ -113,7 +116,7 @@ _EVENT_SIZES = ((60_000, "pico"), (2_000_000, "nano"))
 _EVENT_BATCH, _EVENT_STEPS = 1024, 800
 
 
-def choose_preset(kind: str, targets: int, mean_gap: float | None = None) -> tuple[str, dict[str, Any]]:
+def choose_preset(kind: str, targets: int, pace: float | None = None) -> tuple[str, dict[str, Any]]:
     """Where no preset is named: a size for the data, and settings that belong to it, nested like a run's configuration.
 
     Those of events are one set for all data (docs/time_modelling.md has what they reach): small steps, enough of them
@@ -122,7 +125,8 @@ def choose_preset(kind: str, targets: int, mean_gap: float | None = None) -> tup
 
     Args:
         kind: of the data set, "events" or "text".
-        targets: gaps, or tokens, to be predicted in the training split; mean_gap: of the former.
+        targets: gaps, or tokens, to be predicted in the training split.
+        pace: what sequences keep to (`steady_pace`); None: to none.
     """
     if kind != "events":
         return "tiny", {}
@@ -131,7 +135,7 @@ def choose_preset(kind: str, targets: int, mean_gap: float | None = None) -> tup
     width: Any = PRESETS[preset]["embed_dim"]
     return preset, {
         "model": {
-            "time_features": "gap", "time_pace": mean_gap or 0.0, "window": 128,
+            "time_features": "gap", "time_pace": pace or 0.0, "window": 128,
             "dropout": {**_DROPOUT, "attention": 0.0},
         },
         "train": {

@@ -16,9 +16,11 @@ from .. import __version__
 from ..backend import choose_backend
 from ..data.batches import TrainingBatches
 from ..data.dataset import Dataset, open_dataset
+from ..data.pace import steady_pace
 from ..distributed.session import Session, session
 from ..distributed.weights import broadcast_weights
 from ..errors import UserError
+from ..infer.evaluation import check_survival
 from ..infer.floors import Floor, lowest
 from ..infer.report import compare, floors
 from ..memory import keep_freed_memory
@@ -164,7 +166,7 @@ def show_plan(options: RunOptions, echo: Callable[[str], None]) -> None:
     program = loaded_program(config, backend)
     with TrainingBatches(
         split, fingerprint=dataset.fingerprint, tokens_per_batch=config.train.tokens_per_batch,
-        max_length=config.train.max_length, seed=config.train.seed,
+        max_length=config.train.max_length, seed=config.train.seed, survival=config.train.survival,
     ) as batches:  # fmt: skip
         data, steps = batches.memory, batches.steps_per_epoch
     model: Planned = ModelOutline(config.model, backend)
@@ -189,13 +191,21 @@ def new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
     if preset is None:
         split = dataset.split("train")
         targets = split.token_count - split.sequences
-        preset, defaults = choose_preset(dataset.kind, targets, dataset.gap.get("mean"))
+        pace = steady_pace(split) if dataset.kind == "events" else None
+        preset, defaults = choose_preset(dataset.kind, targets, pace)
     config = resolve_config(from_data, preset, options.config, list(options.assignments), defaults)
     if config.model.vocabulary_size < dataset.vocabulary_size:
         raise UserError(
             f"model.vocabulary_size: got {config.model.vocabulary_size}, expected at least "
             f"{dataset.vocabulary_size}, the vocabulary of {options.data}"
         )
+    if config.train.survival:
+        check_survival(dataset.split("train"), config.model, "train.survival")
+        if config.model.time_given_type:
+            raise UserError(
+                "train.survival: cannot be combined with model.time_given_type: the type of an event that has not come "
+                "is not known"
+            )
     return config
 
 
@@ -270,7 +280,7 @@ def _floor_of_loss(config: RunConfig, beside: list[Floor]) -> tuple[str, float] 
 # What a run cannot change on its way, and why: everything else of train.* takes effect from the next step on.
 _ORDER = "the order of the data follows from it"
 _FIXED = {
-    "seed": _ORDER, "tokens_per_batch": _ORDER, "max_length": _ORDER, "accumulate": _ORDER,
+    "seed": _ORDER, "tokens_per_batch": _ORDER, "max_length": _ORDER, "accumulate": _ORDER, "survival": _ORDER,
     "optimizer": "what it remembers is of another kind", "ema": "the average began with the run",
 }  # fmt: skip
 

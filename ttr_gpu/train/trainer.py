@@ -120,7 +120,7 @@ class Trainer:
         self.batches = TrainingBatches(
             self.split, fingerprint=dataset.fingerprint, tokens_per_batch=train.tokens_per_batch,
             max_length=train.max_length, seed=train.seed, start_step=self.progress.step * train.accumulate,
-            share=Share(communicator.rank, communicator.size, train.accumulate),
+            share=Share(communicator.rank, communicator.size, train.accumulate), survival=train.survival,
         )  # fmt: skip
         try:
             if memory_limit is not None:
@@ -326,7 +326,7 @@ class Trainer:
         return evaluate_split(
             self.model, self.dataset.split(split_name), tokens_per_batch=train.tokens_per_batch,
             max_length=train.max_length, limit_tokens=limit_tokens, stopped=lambda: bool(self._received),
-            communicator=self.communicator,
+            communicator=self.communicator, survival=train.survival,
         )  # fmt: skip
 
     def _validate(self) -> bool:
@@ -354,10 +354,13 @@ class Trainer:
         self.log.record(
             "validation", step=progress.step, loss=loss, accuracy=result.accuracy, best=improved,
             **({"type_loss": result.cross_entropy, "time_loss": result.time_nll} if self._joint else {}),
+            **({} if result.survival is None else {"survival": result.survival}),
             **({} if self.averages is None else {"loss_without_average": plain_loss}),
         )  # fmt: skip
         averaged = "" if self.averages is None else f" with averaged weights ({plain_loss:.4f} without)"
-        parts = f" (type {result.cross_entropy:.4f}, time {result.time_nll:.4f})" if self._joint else ""
+        parts = f" (type {result.cross_entropy:.4f}, time {result.time_nll:.4f}" if self._joint else ""
+        if parts:
+            parts += ")" if result.survival is None else f", survival {result.survival:.4f})"
         mark = "  best so far" if improved else f"  best was {progress.best_loss:.4f} at step {progress.best_step}"
         self.log.line(
             f"---- step {progress.step}: validation {loss:.4f} nats{parts}{averaged}, "

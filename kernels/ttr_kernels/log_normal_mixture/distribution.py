@@ -32,7 +32,7 @@ def pdf(gaps: Array, weight_logits: Array, means: Array, log_scales: Array) -> A
 def cdf(gaps: Array, weight_logits: Array, means: Array, log_scales: Array) -> Array:
     """P(gap <= τ); 0 for τ <= 0."""
     weights, m, s = _parameters(weight_logits, means, log_scales)
-    below: Array = (weights * 0.5 * _erfc(-_deviation(gaps, m, s))).sum(axis=-1)
+    below: Array = (weights * 0.5 * erfc(-_deviation(gaps, m, s))).sum(axis=-1)
     return below
 
 
@@ -41,7 +41,7 @@ def log_survival(gaps: Array, weight_logits: Array, means: Array, log_scales: Ar
     """log P(gap > τ), the likelihood of a censored interval; −inf only where P underflows float64."""
     weights, m, s = _parameters(weight_logits, means, log_scales)
     with np.errstate(divide="ignore"):
-        above: Array = array_module(weights).log((weights * 0.5 * _erfc(_deviation(gaps, m, s))).sum(axis=-1))
+        above: Array = array_module(weights).log((weights * 0.5 * erfc(_deviation(gaps, m, s))).sum(axis=-1))
     return above
 
 
@@ -61,7 +61,7 @@ def quantile(probability: Array | float, weight_logits: Array, means: Array, log
     low, high = (m - 40 * s).min(axis=-1) + 0 * p, (m + 40 * s).max(axis=-1) + 0 * p
     for _ in range(100):
         middle = 0.5 * (low + high)
-        below = (weights * 0.5 * _erfc(-(middle[..., None] - m) / (s * math.sqrt(2)))).sum(axis=-1) < p
+        below = (weights * 0.5 * erfc(-(middle[..., None] - m) / (s * math.sqrt(2)))).sum(axis=-1) < p
         low, high = xp.where(below, middle, low), xp.where(below, high, middle)
         if not p.size or (high - low).max() < 1e-12:
             break
@@ -122,11 +122,12 @@ def _deviation(gaps: Array, m: Array, s: Array) -> Array:
     return deviation
 
 
-def _erfc(x: Array) -> Array:
+def erfc(x: Array) -> Array:
+    """1 − erf of a float64 array, on its own device."""
     if isinstance(x, np.ndarray | np.generic):
         # Loaded only here: it loads numba.
-        from .cpu import erfc
+        from .cpu import erfc as on_cpu
 
-        return erfc(np.asarray(x))
+        return on_cpu(np.asarray(x))
     result: Array = importlib.import_module("cupyx.scipy.special").erfc(x)
     return result
