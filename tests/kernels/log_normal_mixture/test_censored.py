@@ -47,7 +47,7 @@ def test_a_wait_without_any_probability_left_is_finite():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="ages: got shape"):
+    with pytest.raises(ValueError, match=r"weight_logits: got shape \(6, 4\), expected \(rows, K\) with rows=3"):
         censored_forward(np.zeros(3), *mixture())
     with pytest.raises(TypeError, match="ages: got dtype float32"):
         censored_forward(np.zeros(6, np.float32), *mixture())
