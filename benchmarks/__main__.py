@@ -10,6 +10,7 @@ from .decode import decode
 from .distributed import distributed
 from .event_training import events
 from .kernels import kernels
+from .netns import netns
 from .point_processes import point_processes
 from .prefill import prefill
 from .scaling import scaling
@@ -31,6 +32,7 @@ main.add_command(decode)
 main.add_command(data)
 main.add_command(time_ablation)
 main.add_command(distributed)
+main.add_command(netns)
 main.add_command(point_processes)
 main.add_command(events)
 main.add_command(training)

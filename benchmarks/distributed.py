@@ -1,13 +1,12 @@
-"""Two ranks of one thread beside one rank of one thread, and all-reduce beside plain mpi4py."""
+"""Two ranks of one thread beside one rank of one thread and beside the prediction of `ttr-gpu plan`, and all-reduce
+beside plain mpi4py."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,51 @@ from typing import Any
 import click
 import numpy as np
 
-from .harness import as_the_trainer_computes, result_file, write_result
-from .step_shapes import shape
-from .step_sides import TRAIN
+from ttr_gpu.backend import CPU
+from ttr_gpu.distributed.communicator import LOCAL
+from ttr_gpu.distributed.step_time import Link, Network
+from ttr_gpu.train.measured_rates import measured_rates, measured_sums
+
+from .harness import Spread, result_file, write_result
+from .rank_steps import RankStep, preset_option, said_by_first, sleep_until_all, slowest, timed
 
 MEGABYTES = (1, 4, 16, 64)
+_ALONE = Link(1, 1.0, 0.0)
 
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=3), default=10, show_default=True, help="Turns of each contender.")
+@preset_option
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
 @click.option("--worker", is_flag=True, hidden=True)
-def distributed(rounds: int, worker: bool) -> None:
+def distributed(rounds: int, preset: str, output: Path | None, worker: bool) -> None:
     """Efficiency of data parallelism from 1 to 2 ranks, and bandwidth of the sums, on this machine.
 
-    A step of the reference model (`python -m benchmarks step`) on rank 0 while rank 1 sleeps, and in turns the step of
-    both with twice the batch: perfect is the same time.
+    A step of the model (by default that of `python -m benchmarks step`) on rank 0 while rank 1 sleeps, and in turns the
+    step of both with twice the batch: perfect is the same time. In the same turns the rates that `ttr-gpu plan`
+    measures, and what it predicts from them.
     """
     if worker:
-        _work(rounds)
+        _work(rounds, preset)
         return
     program = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
     if program is None:
         raise click.UsageError("there is no mpirun: pip install 'ttr-gpu[mpi]'")
     line = [program, "-n", "2", sys.executable, "-m", "benchmarks", "distributed", "--worker", "--rounds", str(rounds)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(done.stderr.strip()[-2000:])
-    found = json.loads(done.stdout.splitlines()[-1])
+    line += ["--preset", preset]
+    found = said_by_first(line)
     click.echo(
         f"step        one rank {1e3 * found['alone']:.0f} ms, two ranks {1e3 * found['together']:.0f} ms with twice "
         f"the batch: efficiency {100 * found['efficiency']:.1f} % (quartiles of the turns {found['quartiles']})"
     )
+    for ranks, name in ((1, "alone"), (2, "together")):
+        predicted = found["predicted"][name]
+        over = predicted["over_measured"]
+        click.echo(
+            f"predicted   {ranks} rank{'s' if ranks > 1 else ''}: {1e3 * predicted['seconds']:.0f} ms, "
+            f"{over['median']:.3f} of what was measured, turn by turn (quartiles {over['lower']:.3f}, "
+            f"{over['upper']:.3f})"
+        )
     click.echo(
         f"sums        {found['gradient_megabytes']:.0f} MB of gradients, {1e3 * found['waited']:.1f} ms of the step "
         f"waited for"
@@ -55,60 +68,69 @@ def distributed(rounds: int, worker: bool) -> None:
             f"all-reduce  {row['megabytes']:>3} MB: {row['ours']:.2f} GB/s, plain mpi4py {row['plain']:.2f} GB/s "
             f"({100 * row['ours'] / row['plain']:.0f} %); in the background {row['background']:.2f} GB/s"
         )
-    write_result(result_file("distributed"), "distributed", found, "mpi4py", "mpich")
+    write_result(output or result_file("distributed"), "distributed", found, "mpi4py", "mpich")
 
 
-def _work(rounds: int) -> None:
+def _work(rounds: int, preset: str) -> None:
     """On each rank."""
     from mpi4py import MPI
 
-    from ttr_gpu.distributed.gradients import GradientSum
     from ttr_gpu.distributed.mpi import MpiCommunicator
-    from ttr_gpu.model import TransformerModel
-    from ttr_gpu.train.optimizer import Optimizer
 
-    as_the_trainer_computes(1)
     communicator = MpiCommunicator()
-    reference = shape("reference")
-    model, batch = TransformerModel(reference.model), reference.batch()
-    optimizer, gradients = Optimizer(model, TRAIN), GradientSum(model, communicator)
-    waits: list[float] = []
-    steps = 0
+    step = RankStep(communicator, preset)
 
-    def step(together: bool) -> None:
-        nonlocal steps
-        steps += 1
-        with model.arena.step():
-            model.zero_gradients()
-            _, saved = model.loss_forward(batch)
-            model.loss_backward(0.5, saved, gradients.block_done if together else None)
-        if together:
-            begin = time.perf_counter()
-            gradients.finish()
-            waits.append(time.perf_counter() - begin)
-        optimizer.update(steps, 1e-5, optimizer.gradient_norm())
-
-    def timed(work: Callable[[], Any]) -> float:
-        begin = time.perf_counter()
-        work()
-        return time.perf_counter() - begin
-
-    def turn(together: bool) -> float:
-        _sleep_until_all(communicator)
-        seconds = 0.0
+    def turn(together: bool) -> tuple[float, float, Any]:
+        """Seconds of a step, of its prediction, and the rates from which that was made."""
+        sleep_until_all()
+        seconds, predicted, rates = 0.0, 0.0, {}
         if together or communicator.rank == 0:
-            step(together)
-            seconds = min(timed(lambda: step(together)) for _ in range(2))
-        _sleep_until_all(communicator)
-        # Both ranks' time is that of the slower one.
-        return float(communicator.all_gather(np.array([seconds])).max())
+            step("during" if together else "none")
+            seconds = min(timed(lambda: step("during" if together else "none")) for _ in range(2))
+            rates = measured_rates(step.config, CPU, communicator if together else LOCAL, calls=2)
+            rates |= measured_sums(CPU, communicator, calls=2) if together else {}
+            network = Network(_ALONE, _ALONE)
+            if together:
+                inside = Link(2, rates["local_bandwidth"].value, rates["local_latency"].value)
+                # The cores that sum are those that compute.
+                network = Network(inside, _ALONE, overlap=0.0)
+            predicted = step.predicted(rates, network).total
+        sleep_until_all()
+        return slowest(communicator, seconds), predicted, {name: rate.value for name, rate in rates.items()}
 
-    alone, both = [], []
+    alone, both, waits = [], [], []
     for _ in range(rounds):
         alone.append(turn(False))
         both.append(turn(True))
-    efficiencies = [one / two for one, two in zip(alone, both, strict=True)]
-    bandwidth = []
+        waits.append(step.waited)
+    bandwidth = _bandwidth(communicator, MPI, rounds)
+    communicator.close()
+    if communicator.rank == 0:
+        efficiencies = [one[0] / two[0] for one, two in zip(alone, both, strict=True)]
+        print(json.dumps({
+            "alone": statistics.median(turn[0] for turn in alone),
+            "together": statistics.median(turn[0] for turn in both),
+            "efficiency": statistics.median(efficiencies),
+            "quartiles": [round(value, 3) for value in statistics.quantiles(efficiencies, n=4)],
+            "best_alone": min(turn[0] for turn in alone), "best_together": min(turn[0] for turn in both),
+            "predicted": {"alone": _predicted(alone), "together": _predicted(both)},
+            "waited": statistics.median(waits), "gradient_megabytes": step.megabytes,
+            "bandwidth": bandwidth, "rounds": rounds,
+        }))  # fmt: skip
+
+
+def _predicted(turns: list[tuple[float, float, Any]]) -> dict[str, Any]:
+    """Medians of predictions and of the rates they rest on; predictions over measurements, turn by turn."""
+    rates = {name: statistics.median(turn[2][name] for turn in turns) for name in turns[0][2]}
+    over = Spread.of([predicted / measured for measured, predicted, _ in turns])
+    return {
+        "seconds": statistics.median(turn[1] for turn in turns), "over_measured": over._asdict(), "constants": rates,
+    }  # fmt: skip
+
+
+def _bandwidth(communicator: Any, mpi: Any, rounds: int) -> list[dict[str, float]]:
+    """Sums of arrays of several sizes: through the communicator, through mpi4py alone, and in the background."""
+    rows = []
     for megabytes in MEGABYTES:
         array = np.zeros(megabytes * 250_000, np.float32)
 
@@ -118,7 +140,7 @@ def _work(rounds: int) -> None:
 
         contenders: dict[str, Callable[[], Any]] = {
             "ours": lambda array=array: communicator.all_reduce(array),
-            "plain": lambda array=array: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, array, MPI.SUM),
+            "plain": lambda array=array: mpi.COMM_WORLD.Allreduce(mpi.IN_PLACE, array, mpi.SUM),
             "background": background,
         }  # fmt: skip
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -126,24 +148,7 @@ def _work(rounds: int) -> None:
             for name, work in contenders.items():
                 communicator.barrier()
                 seconds[name].append(timed(work))
-        bandwidth.append(
+        rows.append(
             {"megabytes": megabytes, **{name: array.nbytes / min(found) / 1e9 for name, found in seconds.items()}}
         )
-    communicator.close()
-    if communicator.rank == 0:
-        quartiles = [round(value, 3) for value in statistics.quantiles(efficiencies, n=4)]
-        print(json.dumps({
-            "alone": statistics.median(alone), "together": statistics.median(both),
-            "efficiency": statistics.median(efficiencies), "quartiles": quartiles,
-            "best_alone": min(alone), "best_together": min(both), "waited": statistics.median(waits),
-            "gradient_megabytes": model.flat.gradients.nbytes / 1e6, "bandwidth": bandwidth, "rounds": rounds,
-        }))  # fmt: skip
-
-
-def _sleep_until_all(communicator: Any) -> None:
-    """A barrier that takes no core from who still computes."""
-    from mpi4py import MPI
-
-    request = MPI.COMM_WORLD.Ibarrier()
-    while not request.Test():
-        time.sleep(1e-3)
+    return rows

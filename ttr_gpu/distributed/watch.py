@@ -97,6 +97,9 @@ class Watch:
             # Rank 0 has said what it tells; if it died, rank 1 says so.
             if self.rank == 0 or (self.rank == 1 and failed.get("mute")):
                 _say(f"error: rank {failed['rank']} of {self.size} ({failed['where']}): {failed['reason']}")
+            elif failed.get("mute"):
+                # Whoever leaves ends all, and rank 1 may be slow to notice on a busy machine.
+                time.sleep(2.0)
             if self.rank == 0:
                 for peer in self.peers.values():
                     peer.send({"failed": failed})
@@ -193,7 +196,7 @@ def accept(server: socket.socket, size: int, token: str, message: dict[str, Any]
             connection.where = hello["where"]
             peers[int(hello["rank"])] = connection
     for connection in peers.values():
-        connection.send(message or {"welcome": True})
+        connection.send({"where": where(), "message": message or {}})
     return Watch(0, size, peers)
 
 
@@ -219,7 +222,8 @@ def connect(host: str, port: int, rank: int, size: int, token: str) -> tuple[Wat
         raise UserError(f"rank {rank} ({where()}): rank 0 at {host}:{port} did not answer ({error})") from None
     if "refused" in message:
         raise UserError(message["refused"])
-    return Watch(rank, size, {0: connection}), message
+    connection.where = str(message["where"])
+    return Watch(rank, size, {0: connection}), message["message"]
 
 
 def where() -> str:

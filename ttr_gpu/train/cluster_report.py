@@ -13,6 +13,7 @@ from ..data.dataset import open_dataset
 from ..distributed.session import Session
 from ..model_size import model_size
 from .cluster_plan import (
+    Constant,
     Constants,
     PlanRow,
     break_even,
@@ -22,7 +23,7 @@ from .cluster_plan import (
     with_given,
 )
 from .config import RunConfig, resolve_config
-from .measured_rates import measured_rates
+from .measured_rates import measured_rates, measured_sums
 from .memory_plan import in_units
 from .run import RunOptions, new_config
 
@@ -90,11 +91,16 @@ def _constants(options: PlanOptions, config: RunConfig, run: Session) -> Constan
     if options.gpus:
         constants = gpu_constants(config.model.precision)
         if measure:
-            constants = replace(constants, **measured_rates(config, choose_backend("gpu"), run.communicator))
+            constants = replace(constants, **_measured(config, run, choose_backend("gpu")))
         return with_given(constants, given)
     missing = [name for name in ("products", "attention", "memory_bandwidth") if given.get(name) is None]
-    rates = measured_rates(config, CPU, run.communicator) if measure and missing else {}
+    rates = _measured(config, run, CPU) if measure and missing else {}
     return with_given(cpu_constants(rates, missing), given)
+
+
+def _measured(config: RunConfig, run: Session, backend: Backend) -> dict[str, Constant]:
+    found = measured_rates(config, backend, run.communicator)
+    return found | measured_sums(backend, run.communicator) if run.communicator.size > 1 else found
 
 
 def _node_counts(nodes: int) -> list[int]:

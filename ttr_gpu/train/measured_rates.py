@@ -22,41 +22,64 @@ from .cluster_plan import Constant
 from .config import RunConfig
 from .memory_plan import full_batch
 
-_CALLS = 5
 # Bytes of the arrays that show the memory's bandwidth, larger than caches; of a sum; of a message.
 _STREAM, _SUM, _MESSAGE = 64 << 20, 16 << 20, 4096
 
 
-def measured_rates(config: RunConfig, backend: Backend, communicator: Communicator = LOCAL) -> dict[str, Constant]:
-    """Constants of `cluster_plan.Constants`, by name: `products`, `attention`, `memory_bandwidth`; of several ranks
-    also `local_bandwidth` and `local_latency`. All ranks measure at once, and share what the slowest finds.
+def measured_rates(
+    config: RunConfig, backend: Backend, communicator: Communicator = LOCAL, calls: int = 5
+) -> dict[str, Constant]:
+    """`products`, `attention` and `memory_bandwidth` of `cluster_plan.Constants`, each the median of so many calls. All
+    ranks measure at once, and share what the slowest finds.
 
     Raises UserError for performer attention.
     """
     if config.model.attention == "performer":
         raise UserError("plan: measures softmax attention alone; got model.attention=performer: give --attention")
-    seconds = _Clock(backend, communicator)
+    seconds = _Clock(backend, communicator, calls)
     found = {
         "products": _products(config, backend, seconds),
         "attention": _attention(config, backend, seconds),
         "memory_bandwidth": _memory(config, backend, seconds),
     }
-    sources = dict.fromkeys(found, "measured here")
-    if communicator.size > 1:
-        found |= _sums(backend, communicator, seconds)
-        sources |= dict.fromkeys(("local_bandwidth", "local_latency"), f"measured here, {communicator.size} ranks")
-    return {name: Constant(value, sources[name]) for name, value in found.items()}
+    return {name: Constant(value, "measured here") for name, value in found.items()}
+
+
+def measured_sums(
+    backend: Backend, communicator: Communicator, calls: int = 5, size: int = _SUM
+) -> dict[str, Constant]:
+    """`local_bandwidth` and `local_latency`, which sums of `size` bytes in the background have between the ranks, as
+    `step_time.Link` counts them. Two ranks at least."""
+    seconds = _Clock(backend, communicator, calls)
+
+    def summing(nbytes: int) -> Callable[[], None]:
+        array = backend.xp.zeros(nbytes // 4, np.float32)
+
+        def work() -> None:
+            communicator.start_all_reduce(array)
+            communicator.wait()
+
+        return work
+
+    p, message, large = communicator.size, seconds(summing(_MESSAGE)), seconds(summing(size))
+    # Under noise a large sum may take no longer than a small one: then its own time is all that is known.
+    difference = large - message if large > message else large
+    source = f"measured here, {p} ranks"
+    return {
+        "local_bandwidth": Constant(2 * (p - 1) / p * (size - _MESSAGE) / difference, source),
+        "local_latency": Constant(message / (2 * int(np.ceil(np.log2(p)))), source),
+    }
 
 
 class _Clock:
-    """Median seconds of a call, of the slowest rank."""
+    """Median seconds of so many calls, of the slowest rank."""
 
-    def __init__(self, backend: Backend, communicator: Communicator) -> None:
-        self._backend, self._communicator = backend, communicator
+    def __init__(self, backend: Backend, communicator: Communicator, calls: int) -> None:
+        self._backend, self._communicator, self._calls = backend, communicator, calls
 
     def __call__(self, work: Callable[[], Any]) -> float:
         times = []
-        for _ in range(_CALLS + 1):
+        for _ in range(self._calls + 1):
             self._communicator.barrier()
             self._backend.synchronize()
             begin = time.perf_counter()
@@ -130,27 +153,6 @@ def _memory(config: RunConfig, backend: Backend, seconds: _Clock) -> float:
     out = backend.xp.empty(shape, compute)
     moved = 3.0 * int(out.nbytes)
     return moved / seconds(lambda: dropout_add_forward(x, y, rate=0.0, out=out))
-
-
-def _sums(backend: Backend, communicator: Communicator, seconds: _Clock) -> dict[str, float]:
-    """Bandwidth and latency that sums in the background have between the ranks, as `step_time.Link` counts them."""
-
-    def summing(size: int) -> Callable[[], None]:
-        array = backend.xp.zeros(size // 4, np.float32)
-
-        def work() -> None:
-            communicator.start_all_reduce(array)
-            communicator.wait()
-
-        return work
-
-    p, message, large = communicator.size, seconds(summing(_MESSAGE)), seconds(summing(_SUM))
-    # Under noise a large sum may take no longer than a small one: then its own time is all that is known.
-    difference = large - message if large > message else large
-    return {
-        "local_bandwidth": 2 * (p - 1) / p * (_SUM - _MESSAGE) / difference,
-        "local_latency": message / (2 * int(np.ceil(np.log2(p)))),
-    }
 
 
 def _random(backend: Backend, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# A program whose ranks end in the way that its arguments ask for.
+CHECK_ENDINGS = Path(__file__).with_name("check_endings.py")
+
 
 def mpirun(*arguments: str | Path, ranks: int = 2, timeout: float = 120, **environment: str) -> tuple[int, str, str]:
     """`python arguments` on so many ranks of one thread: exit code, stdout, stderr."""

@@ -6,22 +6,20 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from ranks import command, environ, mpirun, said_by_ranks
+from ranks import CHECK_ENDINGS, command, environ, mpirun, said_by_ranks
 
 from ttr_gpu.distributed import watch as module
 from ttr_gpu.distributed.watch import accept, connect, listen
 from ttr_gpu.errors import UserError
 
-CHECK = Path(__file__).with_name("check_endings.py")
 # What the documentation promises.
 SECONDS = 10.0
 
 
 def test_a_session_that_ends_well():
-    code, out, err = mpirun(CHECK, "finish", "0")
+    code, out, err = mpirun(CHECK_ENDINGS, "finish", "0")
     assert code == 0, err
     assert said_by_ranks(out, "finished") == [0, 1]
 
@@ -38,7 +36,7 @@ def test_a_session_that_ends_well():
 @pytest.mark.parametrize("who", [0, 1])
 def test_an_exception_of_one_rank_ends_all(how, code, reason, who):
     begin = time.perf_counter()
-    got, out, err = mpirun(CHECK, how, str(who), ranks=3)
+    got, out, err = mpirun(CHECK_ENDINGS, how, str(who), ranks=3)
     assert got == code, (out, err)
     assert time.perf_counter() - begin < SECONDS
     lines = [line for line in err.splitlines() if line.startswith("error:")]
@@ -50,7 +48,7 @@ def test_an_exception_of_one_rank_ends_all(how, code, reason, who):
 @pytest.mark.parametrize("who", [0, 1])
 def test_the_death_of_a_rank_ends_all(who):
     begin = time.perf_counter()
-    code, _, err = mpirun(CHECK, "kill", str(who), ranks=3)
+    code, _, err = mpirun(CHECK_ENDINGS, "kill", str(who), ranks=3)
     assert code != 0
     assert time.perf_counter() - begin < SECONDS
     assert "finished" not in err
@@ -59,7 +57,7 @@ def test_the_death_of_a_rank_ends_all(who):
 @pytest.mark.parametrize("who", [0, 1, 2])
 def test_it_is_said_who_died(who):
     # MPICH's mpirun would be as fast, and say less: here it is told to let the others live.
-    line = command(3, CHECK, "kill", str(who))
+    line = command(3, CHECK_ENDINGS, "kill", str(who))
     begin = time.perf_counter()
     done = subprocess.run(
         [line[0], "-disable-auto-cleanup", *line[1:]], capture_output=True, text=True, env=environ(), timeout=60
@@ -72,7 +70,7 @@ def test_it_is_said_who_died(who):
 
 
 def test_what_differs_between_ranks_is_named_once():
-    code, out, _ = mpirun(CHECK, "agree", "2", ranks=3)
+    code, out, _ = mpirun(CHECK_ENDINGS, "agree", "2", ranks=3)
     assert code == 2
     assert out.splitlines() == [
         "agreed: configuration: differs between ranks: train.lr is 0.25 and 0.5 on rank 0 and on rank 2; start all of "
@@ -82,7 +80,7 @@ def test_what_differs_between_ranks_is_named_once():
 
 @pytest.mark.parametrize(("who", "said"), [(1, "rank 1: data.zarr: no such"), (-1, "data.zarr: no such")])
 def test_an_error_that_some_or_all_ranks_meet_is_said_once(who, said):
-    code, out, _ = mpirun(CHECK, "together", str(who))
+    code, out, _ = mpirun(CHECK_ENDINGS, "together", str(who))
     assert code == 2
     (line,) = out.splitlines()
     assert line.startswith(f"agreed: {said}")
