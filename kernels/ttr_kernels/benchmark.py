@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .adamw import adamw, global_norm
-from .common.arrays import FLOAT32
+from .common.arrays import FLOAT32, array_module
 from .common.cases import Case, Operation
 from .common.conversion import copy_converted
 from .operations import OPERATIONS
@@ -21,6 +22,35 @@ UPDATES = ("adamw", "global_norm")
 NAMES = (*(operation.name for operation in OPERATIONS), *UPDATES)
 
 
+# What says how much work there is stays on the host (see the operations' contracts).
+_ON_THE_HOST = ("cu_seqlens", "lengths", "rings")
+
+
+class Device(NamedTuple):
+    """Where operations are timed.
+
+    Attributes:
+        put: a NumPy array as one of the device's.
+        wait: until all that was begun is done.
+        copy: (source, target), an array to another.
+        calls: timed together, so that launching the first and waiting for the last counts for little.
+    """
+
+    put: Callable[[Any], Any]
+    wait: Callable[[], None]
+    copy: Callable[[Any, Any], None]
+    calls: int
+
+
+CPU = Device(lambda array: array, lambda: None, copy_converted, 1)
+
+
+def gpu(cupy: Any) -> Device:
+    """The current GPU of CuPy."""
+    stream = cupy.cuda.get_current_stream()
+    return Device(cupy.asarray, stream.synchronize, lambda source, target: cupy.copyto(target, source), 20)
+
+
 class Timing(NamedTuple):
     """One pass of one case.
 
@@ -29,7 +59,7 @@ class Timing(NamedTuple):
         part: "forward", "backward" or "update".
         seconds: median over the repeats.
         bytes: of activations and results, each moved once; parameters of a layer are not counted.
-        copy_seconds: what a plain copy on all threads takes that reads and writes as many, measured beside it.
+        copy_seconds: what a plain copy (on a CPU by all threads) takes that reads and writes as many, measured beside.
         flops: floating-point operations, an exp, logarithm or sine counted as one.
     """
 
@@ -46,29 +76,30 @@ class Timing(NamedTuple):
         return max(self.copy_seconds, self.flops / peak)
 
 
-def time_kernels(names: tuple[str, ...], repeats: int) -> Iterator[Timing]:
+def time_kernels(names: tuple[str, ...], repeats: int, device: Device = CPU) -> Iterator[Timing]:
     """Time the timed cases of these operations (all of them: `NAMES`), in float32, results preallocated."""
     for operation in OPERATIONS:
         if operation.name in names:
             for case in operation.cases:
                 if case.timed:
-                    yield from _time_case(operation, case, repeats)
+                    yield from _time_case(operation, case, repeats, device)
     for name in UPDATES:
         if name in names:
-            yield _time_update(name, repeats)
+            yield _time_update(name, repeats, device)
 
 
-def _time_case(operation: Operation, case: Case, repeats: int) -> Iterator[Timing]:
-    inputs = float32_inputs(operation, case)
+def _time_case(operation: Operation, case: Case, repeats: int, device: Device) -> Iterator[Timing]:
+    on_host = float32_inputs(operation, case)
+    inputs = {name: _placed(name, value, device) for name, value in on_host.items()}
     y, saved = operation.forward(**inputs)
-    given = {"out": np.empty_like(y)} if np.ndim(y) else {}
-    moved, moved_backward = moved_bytes(operation, inputs, y)
-    seconds, copy = _beside_a_copy(lambda: operation.forward(**inputs, **given), moved, repeats)
+    given = {"out": array_module(y).empty_like(y)} if np.ndim(y) else {}
+    moved, moved_backward = moved_bytes(operation, on_host, y)
+    seconds, copy = _beside_a_copy(lambda: operation.forward(**inputs, **given), moved, repeats, device)
     yield Timing(operation.name, case.name, "forward", seconds, moved, copy, case.flops)
     backward = operation.backward
     if backward is None:
         return
-    dy: Any = np.ones(np.shape(y), FLOAT32) if np.ndim(y) else 1.0
+    dy: Any = device.put(np.ones(y.shape, FLOAT32)) if np.ndim(y) else 1.0
     first = backward(dy, saved)
     gradients = first if isinstance(first, tuple) else (first,)
     results = {
@@ -76,7 +107,7 @@ def _time_case(operation: Operation, case: Case, repeats: int) -> Iterator[Timin
         for name, gradient in zip(operation.gradients, gradients, strict=True)
         if gradient is not None and inputs.get(name) is not None
     }
-    seconds, copy = _beside_a_copy(lambda: backward(dy, saved, **results), moved_backward, repeats)
+    seconds, copy = _beside_a_copy(lambda: backward(dy, saved, **results), moved_backward, repeats, device)
     flops = operation.backward_flops * case.flops
     yield Timing(operation.name, case.name, "backward", seconds, moved_backward, copy, flops)
 
@@ -97,10 +128,20 @@ def float32_inputs(operation: Operation, case: Case) -> dict[str, Any]:
     return inputs
 
 
-def _time_update(name: str, repeats: int) -> Timing:
+def _placed(name: str, value: Any, device: Device) -> Any:
+    """An input of an operation on the device; arrays may lie in a dataclass, such as a time bias."""
+    if isinstance(value, np.ndarray):
+        return value if name in _ON_THE_HOST else device.put(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _placed(f.name, getattr(value, f.name), device) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def _time_update(name: str, repeats: int, device: Device) -> Timing:
     rng = np.random.default_rng(0)
-    parameter, gradient = (rng.standard_normal(_PARAMETERS, dtype=FLOAT32) for _ in range(2))
-    first, second = np.zeros_like(parameter), np.ones_like(parameter)
+    parameter, gradient = (device.put(rng.standard_normal(_PARAMETERS, dtype=FLOAT32)) for _ in range(2))
+    first, second = (device.put(np.full(_PARAMETERS, value, FLOAT32)) for value in (0, 1))
 
     def update() -> None:
         adamw(parameter, gradient, first, second, learning_rate=1e-6, step=9)
@@ -108,22 +149,26 @@ def _time_update(name: str, repeats: int) -> Timing:
     # AdamW reads four arrays and writes three: two means, a root, a quotient, the decay, the update.
     call, arrays, operations = (update, 7, 14) if name == "adamw" else (lambda: global_norm([gradient]), 1, 2)
     moved = arrays * gradient.nbytes
-    seconds, copy = _beside_a_copy(call, moved, repeats)
+    seconds, copy = _beside_a_copy(call, moved, repeats, device)
     case = f"{_PARAMETERS / 1e6:.1f} M parameters"
     return Timing(name, case, "update", seconds, moved, copy, float(operations * _PARAMETERS))
 
 
-def _beside_a_copy(call: Callable[[], Any], moved: int, repeats: int) -> tuple[float, float]:
-    """Medians of its time and that of reading and writing so many bytes in total, on all threads, in turns."""
+def _beside_a_copy(call: Callable[[], Any], moved: int, repeats: int, device: Device) -> tuple[float, float]:
+    """Medians of its time and that of reading and writing so many bytes in total, in turns."""
     width = 1024
-    source = np.ones((max(1, moved // 2 // (4 * width)), width), FLOAT32)
-    target = np.empty_like(source)
+    ones = np.ones((max(1, moved // 2 // (4 * width)), width), FLOAT32)
+    source, target = device.put(ones), device.put(np.empty_like(ones))
     seconds = []
     for _ in range(1 + repeats):
         begin = time.perf_counter()
-        call()
+        for _ in range(device.calls):
+            call()
+        device.wait()
         middle = time.perf_counter()
-        copy_converted(source, target)
+        for _ in range(device.calls):
+            device.copy(source, target)
+        device.wait()
         seconds.append((middle - begin, time.perf_counter() - middle))
-    ours, copy = np.median(seconds[1:], axis=0).tolist()
+    ours, copy = (np.median(seconds[1:], axis=0) / device.calls).tolist()
     return ours, copy

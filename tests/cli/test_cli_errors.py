@@ -49,6 +49,11 @@ def test_command_line(ttr, arguments, fragments):
     [
         ("{}", ["got something that is not a file of `ttr-gpu bench --output`", "'threads'", "write one anew"]),
         ("[1", ["not a file of `ttr-gpu bench --output`"]),
+        ("[1]", ["not a file of `ttr-gpu bench --output`"]),
+        (
+            '{"device": "gpu", "threads": 1, "timings": []}',
+            ["timings of the gpu, expected the cpu", "--device gpu"],
+        ),
         ('{"threads": 2, "timings": [{"operation": "rope"}]}', ["not a file of `ttr-gpu bench --output`", "'case'"]),
         ('{"threads": 9, "timings": []}', ["got timings of 9 threads, expected 1; add --threads 9"]),
     ],
