@@ -38,8 +38,12 @@ def jit(function: Callable[..., Any]) -> Any:
 
 def jit_within(function: Callable[..., Any]) -> Any:
     """Like `jit`, for what kernels call on a row or a tile: it must not make arrays, and does not count references to
-    those it is given. Counting is atomic: it waits for all stores before it, so that rows no longer overlap."""
-    return _compile(function, REASSOCIATE, _nrt=False)
+    those it is given. Counting is atomic: it waits for all stores before it, so that rows no longer overlap.
+
+    Always inlined. Otherwise each kernel that calls it holds a copy, made for how it is called there, all of one name:
+    whose copy then runs, and in which order it sums, depended on whether kernels were just compiled or read from disk.
+    """
+    return _compile(function, REASSOCIATE, _nrt=False, forceinline=True)
 
 
 def jit_inline(function: Callable[..., Any]) -> Any:

@@ -148,3 +148,27 @@ def test_compiling_is_announced_once_and_kept(tmp_path):
     assert len(list(directory.rglob("*.nbc"))) == 2
     warm = run()
     assert (warm.stdout, warm.stderr) == (cold.stdout, "")
+
+
+ATTENTION = """
+import hashlib
+import numpy as np
+from ttr_kernels.attention import attention
+rng = np.random.default_rng(0)
+q, k, v = (rng.standard_normal((1, 300, 2, 32)).astype(np.float32) for _ in range(3))
+print(hashlib.sha256(attention(q, k, v).tobytes()).hexdigest())
+"""
+
+
+def test_kernels_read_from_disk_give_the_bits_of_those_just_compiled(tmp_path):
+    """What kernels call on a row is inlined: of a function with a copy in each kernel, either might run."""
+    environment = {**os.environ, "TTR_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", ATTENTION], env=environment, capture_output=True, text=True, check=True, timeout=600
+        )
+        for _ in range(2)
+    ]
+    assert "compiling kernels" in runs[0].stderr
+    assert "compiling kernels" not in runs[1].stderr
+    assert runs[0].stdout == runs[1].stdout
