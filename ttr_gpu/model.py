@@ -204,6 +204,7 @@ class TransformerModel:
             # What overflows in float16 is found by the gradient's norm, and the step skipped.
             with np.errstate(over="ignore", invalid="ignore"):
                 dnormed += contiguous(of_gaps, dnormed.dtype)
+            del of_gaps  # or it would stay to the end
         dx = self.final_norm.backward(dnormed, saved.final_norm)
         if block_done is not None:
             block_done(len(self.blocks))

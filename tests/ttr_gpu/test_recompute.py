@@ -79,18 +79,19 @@ def test_every_kth_block():
 MEASURE = """
 import json, sys, tracemalloc
 tracemalloc.start()
-from ttr_gpu.config import DropoutConfig, ModelConfig
+from ttr_gpu.config import ModelConfig
 from ttr_gpu.model import TransformerModel
 from ttr_gpu.nn import DropoutKey
 from ttr_gpu.train.config import RunConfig, TrainConfig
 from ttr_gpu.train.memory_plan import full_batch, policy_costs
 from ttr_gpu.train.optimizer import Optimizer
 from ttr_kernels.common.arena import Arena
+from ttr_kernels.common.parallel import set_threads
 
-residual, precision, components = float(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-shape = ModelConfig(vocabulary_size=500, embed_dim=64, hidden_dim=256, num_layers=5, num_heads=4, precision=precision,
-                    dropout=DropoutConfig(residual=residual), time_components=components,
-                    time_given_type=bool(components))
+set_threads(1)  # what another thread keeps could not be told from what a step allocates
+changes = {"dropout": {"residual": 0.1}, **json.loads(sys.argv[1])}
+shape = ModelConfig(**{"vocabulary_size": 500, "embed_dim": 64, "hidden_dim": 256, "num_layers": 5, "num_heads": 4,
+                       **changes})
 config = RunConfig(model=shape, train=TrainConfig(tokens_per_batch=1024, max_length=256))
 
 def step(recompute):
@@ -109,13 +110,18 @@ step(costs[0].recompute)
 held_now = held + sum(p._cast.nbytes for p in model.parameters if p._cast is not None)
 # Objects of the interpreter's that the first step left (imports, compiled kernels) are none of a step's arrays.
 from ttr_kernels.common import scratch
-kept = sum(buffer.nbytes for name, buffer in vars(scratch._local).items())
+kept = sum(buffer.nbytes for buffer in vars(scratch._local).values())
+# Panels and tiles that fit a cache, which each thread has for itself, are left out of the plan.
+unplanned = sum(
+    buffer.nbytes for name, buffer in vars(scratch._local).items() if name in ("tile", "product", "matmul onednn")
+)
+assert unplanned < 2 << 20
 left = tracemalloc.get_traced_memory()[0] - before - held_now - kept
 found = []
 for cost in costs:
     tracemalloc.reset_peak()
     step(cost.recompute)
-    peak = tracemalloc.get_traced_memory()[1] - before - left
+    peak = tracemalloc.get_traced_memory()[1] - before - left - unplanned
     arena = Arena()
     with arena.step():
         step(cost.recompute)
@@ -128,13 +134,22 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize(
-    ("residual", "precision", "components"), [(0.1, "float32", 0), (0.0, "bfloat16", 0), (0.1, "float32", 64)]
+    "changes",
+    [
+        {},
+        {"precision": "bfloat16", "dropout": {}},
+        {"precision": "float16", "num_kv_heads": 2},
+        {"time_components": 16},
+        {"precision": "bfloat16", "time_components": 16},
+        {"time_components": 64, "time_given_type": True, "time_pace": 1.0},
+        {"attention": "performer", "time_bias": "linear", "attention_features": 64},
+        {"precision": "float16", "attention": "performer", "time_bias": "linear", "attention_features": 64},
+    ],
+    ids=lambda changes: ", ".join(f"{key} {value}" for key, value in changes.items()) or "float32",
 )
-def test_memory_is_as_estimated(residual, precision, components):
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(residual), precision, str(components)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+def test_memory_is_as_estimated(changes):
+    done = subprocess.run([sys.executable, "-c", MEASURE, json.dumps(changes)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) == 10
     activations = {(policy, every): arena for policy, every, _, _, _, _, arena, _ in found}

@@ -41,7 +41,8 @@ class StepMemory:
         parameters: with their 16-bit copies; averages: of weights (train.ema).
         checkpoint: the copy that is written while training goes on; on a GPU it lies in the host's memory, and is 0.
         activations: at their peak, with gradients of activations: the size of the arena.
-        scratch: of matrix products and performer attention, which threads keep.
+        scratch: of matrix products and performer attention, which threads keep. What softmax attention keeps, less
+            than a MiB for each thread, is left out.
     """
 
     program: int
