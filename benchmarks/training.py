@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import statistics
@@ -38,7 +39,7 @@ from .step_sides import TRAIN
 PRECISIONS = ("float32", "bfloat16", "float16")
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 # What is saved and loaded (a third of it weights, the rest the optimizer's), and the steps around each checkpoint.
-PRESET, STEPS, VOCABULARY = "small", 6, 4096
+PRESET, STEPS, VOCABULARY = "small", 4, 4096
 MIB = 1 << 20
 
 
@@ -175,23 +176,19 @@ def _pauses(folder: Path, config: RunConfig, optimizer: Any, step: Any, repeats:
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; default: all cores.")
-@click.option("--turns", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of each step.")
+@click.option("--turns", type=click.IntRange(min=1), default=2, show_default=True, help="Turns of each step.")
 @click.option("--calls", type=click.IntRange(min=1), default=2, show_default=True, help="Steps timed in each turn.")
-@click.option("--repeats", type=click.IntRange(min=2), default=4, show_default=True, help="Checkpoints of each kind.")
+@click.option("--repeats", type=click.IntRange(min=2), default=3, show_default=True, help="Checkpoints of each kind.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file; a PNG is put beside it.")
 def training(threads: int | None, turns: int, calls: int, repeats: int, output: Path | None) -> None:
     """Time and memory of a step by precision and policy of recomputation; saving and loading; what a save costs."""
     threads = threads or machine()["cores"]
     with contextlib.ExitStack() as stack:
-        contenders = {
-            (precision, policy): stack.enter_context(
-                Contender(f"{precision}, {policy}", make_step, threads, precision, policy)
-            )
-            for precision in PRECISIONS
-            for policy in POLICIES
-        }
-        for contender in contenders.values():
-            contender.call(1)  # one after the other: they compile and load kernels
+        contenders: dict[tuple[str, Policy], Contender] = {}
+        for precision, policy in itertools.product(PRECISIONS, POLICIES):
+            contender = Contender(f"{precision}, {policy}", make_step, threads, precision, policy)
+            contenders[precision, policy] = stack.enter_context(contender)
+            contender.call(1)  # it compiles and loads kernels, before the next is there
         timed = dict(zip(contenders, take_turns(list(contenders.values()), turns=turns, calls=calls), strict=True))
     with Contender("checkpoints", make_checkpoints, threads, repeats) as contender:
         checkpoints = contender.call(1)[0].value
