@@ -157,6 +157,47 @@ def _alloc(size: int) -> MemoryPointer:
     return MemoryPointer(UnownedMemory(block.ctypes.data, size, block), 0)
 
 
+class Event:
+    """A place in a stream's work."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._at = stream, stream.finished + len(stream.work)
+
+    @property
+    def done(self) -> bool:
+        return self._stream.finished >= self._at
+
+    def reach(self) -> None:
+        """Let the stream do what comes before."""
+        while not self.done:
+            self._stream.work.pop(0)()
+            self._stream.finished += 1
+
+    def synchronize(self) -> None:
+        _wait()
+        self.reach()
+
+
+class Stream:
+    """Copies in order, as late as they may be: when something waits for an event behind them. What does not wait finds
+    memory as it was, and what overwrites the source of a copy too early spoils it. Kernels are done at once."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.ptr = id(self)
+        self.work: list[Callable[[], None]] = []
+        self.finished = 0
+
+    def record(self) -> Event:
+        return Event(self)
+
+    def wait_event(self, event: Event) -> None:
+        event.reach()
+
+    def synchronize(self) -> None:
+        self.record().synchronize()
+
+
+_current = Stream()
 waits = 0  # how often the host would have waited for the GPU
 
 
@@ -219,9 +260,12 @@ class ndarray:
         out[...] = self.host
         return out
 
-    def set(self, values: np.ndarray[Any, Any]) -> None:
+    def set(self, values: np.ndarray[Any, Any], stream: Stream | None = None) -> None:
         if not isinstance(values, np.ndarray) or values.shape != self.shape or values.dtype != self.dtype:
             raise TypeError("set: expected a NumPy array of this shape and dtype")
+        if stream is not None:
+            stream.work.append(lambda: np.copyto(self.host, values))
+            return
         self.host[...] = values
 
     def item(self) -> Any:
@@ -359,7 +403,7 @@ def _module() -> ModuleType:
     module.float32, module.float64, module.int32, module.int64 = np.float32, np.float64, np.int32, np.int64  # type: ignore[attr-defined]
     module.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         alloc=_alloc, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory,
-        get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=_wait),
+        get_current_stream=lambda: _current, Stream=Stream, alloc_pinned_memory=bytearray,
         runtime=SimpleNamespace(
             getDevice=lambda: 0, getDeviceCount=lambda: 1, memGetInfo=lambda: (64 << 30, 80 << 30),
             runtimeGetVersion=lambda: 13000, driverGetVersion=lambda: 13000,

@@ -61,6 +61,21 @@ def test_waits_are_counted(cupy):
     assert cupy_stand_in.waits == before + 1
 
 
+def test_copies_on_a_stream_are_late(cupy):
+    host, device, stream = np.ones(2), cupy.zeros(2), cupy.cuda.Stream(non_blocking=True)
+    before = cupy_stand_in.waits
+    device.set(host, stream=stream)
+    first = stream.record()
+    device[:1].set(np.full(1, 3.0), stream=stream)
+    assert (first.done, device.host.tolist()) == (False, [0, 0])
+    cupy.cuda.get_current_stream().wait_event(first)
+    assert (first.done, device.host.tolist()) == (True, [1, 1])
+    assert cupy_stand_in.waits == before
+    stream.synchronize()
+    assert device.host.tolist() == [3, 1]
+    assert cupy_stand_in.waits == before + 1
+
+
 def test_what_is_imported_meanwhile_stays_imported():
     name = "this"  # of the standard library; nothing else imports it
     sys.modules.pop(name, None)

@@ -171,6 +171,7 @@ class TrainingBatches:
         self._pool: tuple[tuple[int, ...], Any, Any, Any] | None = None
         self.steps_per_epoch = sum(len(bounds) - 1 for _, _, _, bounds in self._pools(0))
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(_AHEAD)
+        self._peeked: Batch | BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
@@ -178,10 +179,18 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         return self
 
+    def peek(self) -> Batch | None:
+        """The batch that `next` will give, if it is there already."""
+        if self._peeked is None and not self._queue.empty():
+            self._peeked = self._queue.get()
+        return self._peeked if isinstance(self._peeked, Batch) else None
+
     def __next__(self) -> Batch:
         while True:
             try:
-                item = self._queue.get(timeout=1.0)
+                item, self._peeked = self._peeked, None
+                if item is None:
+                    item = self._queue.get(timeout=1.0)
             except queue.Empty:
                 if not self._thread.is_alive():
                     raise RuntimeError("the reader of batches has stopped") from None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from ttr_kernels.adamw import adamw, clip_scale, global_norm
-from ttr_kernels.common.arrays import Array
+from ttr_kernels.common.arrays import Array, is_array
 
 from ..backend import copy_into, to_host
 from ..distributed.communicator import LOCAL, Communicator
@@ -52,12 +53,28 @@ class Optimizer:
 
     def gradient_norm(self) -> float:
         """Norm of all gradients; NaN or infinite where any gradient is. Waits for a GPU."""
-        return float(global_norm([self.model.flat.gradients]))
+        return float(self.unread_norm())
 
-    def update(self, step: int, rate: float, norm: float, scale: float = 1.0) -> None:
-        """One step with gradients times `scale`, clipped; `norm` is theirs before scaling."""
+    def unread_norm(self) -> Any:
+        """`gradient_norm`, which on a GPU is an array there that has not been waited for."""
+        return global_norm([self.model.flat.gradients])
+
+    @property
+    def takes_unread_norm(self) -> bool:
+        """Whether `update` takes a norm that has not been read: on a GPU, where all parameters are AdamW's."""
+        return self.model.backend.name == "gpu" and not self.matrices
+
+    def update(self, step: int, rate: float, norm: Any, scale: float = 1.0) -> None:
+        """One step with gradients times `scale`, clipped; `norm` is theirs before scaling.
+
+        One that has not been read and is not finite changes nothing (but of 16-bit copies, which are made anew).
+        """
         flat, config = self.model.flat, self.config
-        scale *= clip_scale(norm * scale, config.clip_norm)
+        clip = clip_scale(norm * scale, config.clip_norm)
+        if is_array(norm):
+            xp = self.model.backend.xp
+            clip = xp.where(xp.isfinite(norm), clip, np.nan)
+        scale = scale * clip
         for p, parts in self.matrices:
             momentum = self._part(self.first, p)
             for part in parts:

@@ -17,7 +17,7 @@ import numpy as np
 from ttr_kernels.common.arrays import empty
 from ttr_kernels.common.parallel import get_threads
 
-from ..backend import Backend
+from ..backend import Backend, PackedTokens
 from ..data.batches import Batch, Share, TrainingBatches, check_sizes
 from ..data.dataset import Dataset
 from ..distributed.communicator import LOCAL, Communicator, exchange, totals
@@ -42,7 +42,9 @@ from .progress import Progress
 from .schedule import learning_rate
 from .signals import stop_signals
 from .spikes import Spike, SpikeDetector, worst_sequences
+from .taken import Taken, read, together
 from .trackers import Tracker
+from .uploads import Uploads
 from .watch import layer_statistics, watch_line
 
 
@@ -102,6 +104,13 @@ class Trainer:
         self.progress = Progress()
         if config.model.precision == "float16":
             self.progress.loss_scale = LossScale(train.loss_scale, train.loss_scale_growth)
+        self._unread: list[Taken] = []
+        self.log_every = log_every
+        # Overflow decides the next step's scale, and other ranks' losses are summed in the host's memory.
+        self._reads_late = (
+            self.optimizer.takes_unread_norm and not self.progress.loss_scale.dynamic and communicator.size == 1
+        )
+        self._uploads = Uploads(backend, train.tokens_per_batch) if backend.name == "gpu" else None
         self._received: list[int] = []
         self._signal = 0  # that all ranks act on
         self.checkpoints = CheckpointWriter(
@@ -209,82 +218,129 @@ class Trainer:
         begin = time.perf_counter()
         batches = list(islice(self.batches, self.batches.share.count))
         waited = time.perf_counter() - begin
-        train, progress, model, scaling = self.config.train, self.progress, self.model, self.progress.loss_scale
-        step, scale = progress.step + 1, scaling.value
+        train, progress, scaling = self.config.train, self.progress, self.progress.loss_scale
+        step = progress.step + 1
         counts = [
             int(np.count_nonzero(np.greater_equal(b.targets, 0, out=empty(len(b.targets), bool)))) for b in batches
         ]
         count, tokens, flops = totals(
             self.communicator, sum(counts), sum(len(batch.tokens) for batch in batches),
-            sum(model.flops(batch) for batch in batches),
+            sum(self.model.flops(batch) for batch in batches),
         )  # fmt: skip
-        (loss, type_loss, time_loss), norm = self._gradients(step, batches, counts, max(int(count), 1), scale)
-        finite = math.isfinite(norm)
-        if self.leads and self.watch and step % self.watch == 0:
-            self._watch(step, batches[0], scale)
-        spike = self.spikes.look(loss, norm if finite else None)
-        if spike is not None:
-            self._report(step, spike, batches)
         rate = learning_rate(
             step, peak=self.config.lr, warmup=self.plan.warmup, total=self.plan.total_steps,
             min_ratio=train.min_lr_ratio, schedule=train.schedule, decay=train.decay_share,
         )  # fmt: skip
-        if finite:
+        counted = [(batch, targets) for batch, targets in zip(batches, counts, strict=True) if targets]
+        values = self._gradients(counted, max(int(count), 1), scaling.value)
+        taken = Taken(
+            step, counted, values, max(int(count), 1), int(tokens), flops, rate, scaling.value, begin, waited
+        )  # fmt: skip
+        if self.leads and self.watch and step % self.watch == 0:
+            self._watch(step, batches[0], scaling.value)
+        if self._reads_late:
+            # What is not finite changes no weight, and is found when it is read.
+            self._update(taken, values[-1])
+            self._unread.append(taken)
+            progress.step = step
+            if step == 1 or step % self.log_every == 0:
+                self._read()
+            return
+        (numbers,) = read([taken])
+        losses, norm = self._judge(taken, numbers)
+        if math.isfinite(norm):
             scaling.succeeded()
-            # Of the updates, not of the steps, depends how far the moments are from their start at zero.
-            updates = step - scaling.skipped
-            self.optimizer.update(updates, rate, norm * scale, 1.0 / scale)
-            if self.averages is not None:
-                self.averages.update(updates)
-            if step % train.compare_every == 0:
-                check_equal(self.communicator, model, step)
+            self._update(taken, norm)
         elif not scaling.overflowed():
             self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
-        seconds = time.perf_counter() - begin
-        tokens = int(tokens)
-        progress.step, progress.tokens = step, progress.tokens + tokens
-        progress.seconds += seconds
-        metrics = StepMetrics(
-            step=step, loss=loss, lr=rate, gradient_norm=norm if finite else None, tokens=tokens, seconds=seconds,
-            wait_seconds=waited, flops=flops,
-            memory=model.backend.used_bytes(), loss_scale=scale if scaling.dynamic else None, skipped=scaling.skipped,
-            type_loss=type_loss, time_loss=time_loss,
-        )  # fmt: skip
-        self.log.step(metrics)
+        progress.step = step
+        self._finish(taken, losses, norm, time.perf_counter() - begin)
 
-    def _gradients(
-        self, step: int, batches: list[Batch], counts: list[int], count: int, scale: float
-    ) -> tuple[tuple[float, float | None, float | None], float]:
-        """Forward and backward of a step; its loss (of types and times also each), and the norm of its
-        gradients, which are kept times `scale`. `counts` are the batches' targets, `count` those of all ranks."""
+    def _gradients(self, batches: list[tuple[Batch, int]], count: int, scale: float) -> Any:
+        """Forward and backward of a step over batches with so many targets each, of `count` in all ranks; what
+        `Taken.values` holds. Gradients are kept times `scale`."""
         train, model = self.config.train, self.model
         model.zero_gradients()
-        losses: list[tuple[tuple[Any, Any, Any], int, Batch]] = []
-        for batch, targets in zip(batches, counts, strict=True):
-            if not targets:
-                continue  # more processes than the batch has windows
+        found: list[Any] = []
+        for number, (batch, targets) in enumerate(batches):
+            placed: PackedTokens = batch
+            if self._uploads is not None:
+                placed = self._uploads.take(batch)
+                following = batches[number + 1][0] if number + 1 < len(batches) else self.batches.peek()
+                if following is not None:
+                    self._uploads.start(following)
             # A mask depends on the batch alone, whichever process computes it.
             key = DropoutKey(train.seed, batch.step + 1, batch.part)
             loss, saved = model.loss_forward(
-                batch, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, time_weight=train.time_weight,
+                placed, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, time_weight=train.time_weight,
                 gradient_scale=scale, recompute=self.config.recompute,
             )  # fmt: skip
             # Batches weigh by their targets, so that several equal one large batch.
-            ready = self._sum.block_done if self._sum is not None and batch is batches[-1] else None
+            ready = self._sum.block_done if self._sum is not None and number == len(batches) - 1 else None
             model.loss_backward(scale * targets / count, saved, ready)
-            losses.append(((loss, saved.type_loss, saved.time_loss), targets, batch))
+            found += [loss, saved.type_loss, saved.time_loss] if self._joint else [loss]
             del saved  # or the next batch's forward would find its memory taken
         if self._sum is not None:
             spans = self._sum.finish()
             if self.profile is not None:
                 self.profile.add_spans(spans)
-        norm = self.optimizer.gradient_norm() / scale
-        # Looked at only now: on a GPU the first look waits for all the work before it.
-        sums = [sum(float(each[0][part]) * each[1] for each in losses) for part in range(3 if self._joint else 1)]
-        means = [total / count for total in totals(self.communicator, *sums)]
+        return together([*found, self.optimizer.unread_norm()])
+
+    def _update(self, taken: Taken, norm: Any) -> None:
+        """The weights' step; `norm` as it was computed, of gradients times the loss's scale."""
+        # Of the updates, not of the steps, depends how far the moments are from their start at zero.
+        updates = taken.step - self.progress.loss_scale.skipped
+        self.optimizer.update(updates, taken.rate, norm, 1.0 / taken.scale)
+        if self.averages is not None:
+            self.averages.update(updates)
+        if taken.step % self.config.train.compare_every == 0:
+            check_equal(self.communicator, self.model, taken.step)
+
+    def _read(self) -> None:
+        """Read and record the steps whose results have not been read."""
+        steps, self._unread = self._unread, []
+        if not steps:
+            return
+        found = read(steps)
+        seconds = (time.perf_counter() - steps[0].begin) / len(steps)
+        for taken, numbers in zip(steps, found, strict=True):
+            losses, norm = self._judge(taken, numbers)
+            if not math.isfinite(norm):
+                self._diverged(taken.step, f"the gradient's norm is {norm}", taken.batches[-1][0], None)
+            self._finish(taken, losses, norm, seconds)
+
+    def _judge(self, taken: Taken, numbers: list[float]) -> tuple[list[float], float]:
+        """A step's mean losses (of all; of types and gaps too, if both are learned), and the norm of its gradients
+        times the loss's scale. TrainingDiverged for a loss that is not finite; a spike is said."""
+        *losses, norm = numbers
+        parts = 3 if self._joint else 1
+        sums = [
+            sum(loss * targets for loss, (_, targets) in zip(losses[part::parts], taken.batches, strict=True))
+            for part in range(parts)
+        ]
+        means = [total / taken.count for total in totals(self.communicator, *sums)]
         if not math.isfinite(means[0]):
-            self._find_diverged(step, [(float(each[0][0]), each[2]) for each in losses])
-        return (means[0], means[1], means[2]) if self._joint else (means[0], None, None), norm
+            self._find_diverged(taken.step, [
+                (loss, batch) for loss, (batch, _) in zip(losses[::parts], taken.batches, strict=True)
+            ])  # fmt: skip
+        spike = self.spikes.look(means[0], norm / taken.scale if math.isfinite(norm) else None)
+        if spike is not None:
+            self._report(taken.step, spike, [batch for batch, _ in taken.batches])
+        return means, norm
+
+    def _finish(self, taken: Taken, losses: list[float], norm: float, seconds: float) -> None:
+        """Record a step."""
+        progress, scaling = self.progress, self.progress.loss_scale
+        progress.tokens += taken.tokens
+        progress.seconds += seconds
+        loss, type_loss, time_loss = losses if self._joint else (losses[0], None, None)
+        gradient_norm = norm / taken.scale if math.isfinite(norm) else None
+        self.log.step(StepMetrics(
+            step=taken.step, loss=loss, lr=taken.rate, gradient_norm=gradient_norm, tokens=taken.tokens,
+            seconds=seconds, wait_seconds=taken.waited, flops=taken.flops,
+            memory=self.model.backend.used_bytes(), loss_scale=taken.scale if scaling.dynamic else None,
+            skipped=scaling.skipped, type_loss=type_loss, time_loss=time_loss,
+        ))  # fmt: skip
 
     def _find_diverged(self, step: int, losses: list[tuple[float, Batch]]) -> None:
         """The first rank with a batch whose loss is not finite says so."""
@@ -333,6 +389,7 @@ class Trainer:
         """Evaluate on the validation split; whether it is the best so far."""
         if self.validation is None:
             return False
+        self._read()
         progress = self.progress
         limit = self.config.train.evaluate_tokens
         result = plain = self.evaluate("validation", limit)
@@ -376,6 +433,7 @@ class Trainer:
         return True
 
     def _save(self) -> None:
+        self._read()
         progress = self.progress
         if self.checkpoints.copied_step == progress.step:
             return

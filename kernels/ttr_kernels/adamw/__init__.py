@@ -49,7 +49,8 @@ def adamw(
     Args:
         parameter, first_moment, second_moment: float32 (float64 runs the reference), contiguous, of one shape; changed.
         gradient: the same shape; multiplied by `gradient_scale` (clipping, or one over a number of micro-batches),
-            which on a GPU may be an array of one number there, so that nobody waits for it.
+            which on a GPU may be an array of one number there, so that nobody waits for it. NaN changes nothing: what
+            is to be skipped can so be decided on the device.
         step: number of this update, from 1 (bias correction).
         schedule: on a GPU, what `adamw_schedule` returns, copied there: used in place of learning_rate and step, so
             that a captured CUDA graph can be replayed at another step.
@@ -71,6 +72,8 @@ def adamw(
             raise ValueError(f"{name}: got a read-only array, expected one that can be written")
     if step < 1:
         raise ValueError(f"step: got {step}, expected at least 1")
+    if not is_array(gradient_scale) and math.isnan(gradient_scale):
+        return
     flat = [array.reshape(-1) for array in arrays.values()]
     module = implementation(parameter, __package__)
     rest = learning_rate, beta1, beta2, eps, weight_decay, gradient_scale, 1.0 - beta1**step, 1.0 - beta2**step

@@ -16,7 +16,7 @@ struct Update {
 };
 
 // `schedule` holds (learning rate, 1 − β₁ᵗ, 1 − β₂ᵗ) and takes the place of the three numbers, `scale_at` that of `scale`,
-// unless they are null: so that a captured graph can be replayed with others. restᵢ is 1 − βᵢ, rounded once.
+// unless they are null: so that a captured graph can be replayed with others. With a NaN there, nothing is changed. restᵢ is 1 − βᵢ, rounded once.
 //
 // The arrays begin `shift` elements behind multiples of 16 bytes; −1 if they do not all begin alike, and then elements
 // are moved one by one.
@@ -30,6 +30,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw(
     correction2 = schedule[2];
   }
   if (scale_at) scale = float(*scale_at);
+  if (isnan(scale)) return;
   const Update update = {learning_rate / correction1,
                          1.0f / sqrtf(correction2),
                          1.0f - learning_rate * weight_decay,

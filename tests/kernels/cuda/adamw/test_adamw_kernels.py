@@ -111,6 +111,17 @@ def test_a_scale_on_the_device(dtype, shape, on_emulator):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_scale_that_is_nan_changes_nothing(on_emulator):
+    """On the device, where nobody looks whether gradients were finite; and from the host."""
+    before = state(77)
+    before[1][3] = np.inf
+    for scale in (np.array(np.nan), np.nan):
+        arrays = [array.copy() for array in before]
+        adamw(*arrays, **OPTIONS | {"gradient_scale": scale})
+        for a, b in zip(arrays, before, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_clipped_by_the_norm(on_emulator):
     before = state(1000)
     arrays = [array.copy() for array in before]

@@ -1,0 +1,89 @@
+"""Batches on their way to a GPU: copied from pinned memory while the batch before is computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ttr_kernels.common.arrays import Array
+
+from ..backend import Backend, PackedTokens, PlacedTokens
+
+# What of a batch goes to the device, the widest first, so that each part is aligned.
+_PARTS = {"times": np.float64, "target_times": np.float64, "tokens": np.int32, "targets": np.int32}
+
+
+@dataclass
+class _Started:
+    """A batch whose copy has been given to the device, and the event after it."""
+
+    batch: PackedTokens
+    placed: PlacedTokens
+    done: Any
+
+
+class Uploads:
+    """Two sets of buffers on the device take turns, and a stream of their own fills them: the copy of a batch begins
+    once the device has done with the batch before the last, and ends, as a rule, before the last one does.
+
+    The device alone waits. Memory of the host that a copy still reads is not waited for either: another block is taken,
+    so that there are as many as the host is ahead of the device.
+
+    Args:
+        backend: of a GPU.
+        capacity: tokens of the largest batch.
+    """
+
+    def __init__(self, backend: Backend, capacity: int) -> None:
+        self._xp, self._capacity = backend.xp, capacity
+        self._bytes = capacity * sum(np.dtype(dtype).itemsize for dtype in _PARTS.values())
+        self._slots = [self._parts(self._xp.empty(self._bytes, np.uint8)) for _ in range(2)]
+        self._turn = 0
+        self._stream = self._xp.cuda.Stream(non_blocking=True)
+        self._pinned: deque[tuple[Any, dict[str, Array]]] = deque()  # (event after the last copy, parts), oldest first
+        self._started: _Started | None = None
+
+    def start(self, batch: PackedTokens) -> None:
+        """Begin to copy the batch that comes after those that the device has been given so far."""
+        if self._started is not None and self._started.batch is batch:
+            return
+        current, size = self._xp.cuda.get_current_stream(), len(batch.tokens)
+        target: dict[str, Any] = {name: part[:size] for name, part in self._slots[self._turn].items()}
+        self._turn ^= 1
+        source = self._free_block()
+        for name, part in source.items():
+            part[:size] = getattr(batch, name)
+        # What reads these buffers was given to the device before now.
+        self._stream.wait_event(current.record())
+        for name, part in target.items():
+            part.set(source[name][:size], stream=self._stream)
+        done = self._stream.record()
+        self._pinned.append((done, source))
+        self._started = _Started(batch, PlacedTokens(cu_seqlens=batch.cu_seqlens, **target), done)
+
+    def take(self, batch: PackedTokens) -> PlacedTokens:
+        """The batch on the device, for what is given to it from now on, until the next but one is started."""
+        self.start(batch)
+        assert self._started is not None
+        started, self._started = self._started, None
+        self._xp.cuda.get_current_stream().wait_event(started.done)
+        return started.placed
+
+    def _free_block(self) -> dict[str, Array]:
+        """Pinned memory that no copy reads."""
+        if self._pinned and self._pinned[0][0].done:
+            return self._pinned.popleft()[1]
+        memory = self._xp.cuda.alloc_pinned_memory(self._bytes)
+        return self._parts(np.frombuffer(memory, np.uint8, self._bytes))
+
+    def _parts(self, block: Array) -> dict[str, Array]:
+        """Arrays by name, one behind the other in a block."""
+        parts, begin = {}, 0
+        for name, dtype in _PARTS.items():
+            end = begin + self._capacity * np.dtype(dtype).itemsize
+            parts[name] = block[begin:end].view(dtype)
+            begin = end
+        return parts
