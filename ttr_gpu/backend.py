@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array
+from ttr_kernels.common.arrays import Array, empty
 from ttr_kernels.common.cuda.launch import modules_compiled
 
 from .errors import UserError
@@ -51,13 +51,22 @@ class PackedTokens(Protocol):
 
 
 class PlacedTokens(NamedTuple):
-    """A batch whose arrays are where the model computes."""
+    """A batch whose arrays are where the model computes; `censored` is what `censored_positions` found on the host."""
 
     tokens: Array
     times: Array
     cu_seqlens: Array
     targets: Array
     target_times: Array
+    censored: Array | None = None
+
+
+def censored_positions(batch: PackedTokens) -> Array | None:
+    """Positions after which nothing more happened, a NumPy array; None if there are none."""
+    if isinstance(batch, PlacedTokens):
+        return batch.censored
+    found = np.flatnonzero(np.equal(batch.targets, CENSORED, out=empty(len(batch.targets), bool)))
+    return found if len(found) else None
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,11 @@ class Backend:
 
     def place(self, batch: PackedTokens) -> PackedTokens:
         """The batch as arrays of this device."""
-        if self.name == "cpu":
+        if self.name == "cpu" or isinstance(batch, PlacedTokens):
             return batch
         tokens, times, targets = self.put(batch.tokens), self.put(batch.times), self.put(batch.targets)
-        return PlacedTokens(tokens, times, batch.cu_seqlens, targets, self.put(batch.target_times))
+        later = self.put(batch.target_times)
+        return PlacedTokens(tokens, times, batch.cu_seqlens, targets, later, censored_positions(batch))
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""

@@ -14,7 +14,7 @@ from ttr_kernels.common.arrays import Array, array_module, contiguous, empty
 from ttr_kernels.cross_entropy import LinearCrossEntropySaved
 from ttr_kernels.rms_norm import RmsNormSaved
 
-from .backend import CENSORED, CPU, Backend, PackedTokens, to_host
+from .backend import CPU, Backend, PackedTokens, censored_positions, to_host
 from .config import ModelConfig
 from .decoding import PREFILL_ROWS, ModelCache, decode_outputs, decode_step, prefill_outputs
 from .model_size import step_flops
@@ -164,7 +164,7 @@ class TransformerModel:
             gradient_scale: about the dloss of the backward to come, of which the head computes its gradient already.
             recompute: what of the blocks' forward is not kept, but run again in the backward.
         """
-        censored = _censored(batch)
+        censored = censored_positions(batch)
         batch = self.backend.place(batch)
         sequences = Sequences(batch.cu_seqlens, batch.times)
         x, embedding = self.embedding.forward(batch.tokens, sequences)
@@ -318,7 +318,7 @@ class TransformerModel:
         for p in self.parameters:
             if not _finite(p.value):
                 return f"parameter {p.name}"
-        censored = _censored(batch)
+        censored = censored_positions(batch)
         with np.errstate(all="ignore"):
             for name, x in self.activations(batch, dropout):
                 if not _finite(x):
@@ -353,12 +353,6 @@ class TransformerModel:
     def flops(self, batch: PackedTokens) -> float:
         """Floating-point operations of one forward and backward (see `model_size.step_flops`)."""
         return sum(step_flops(self.config, batch.cu_seqlens))
-
-
-def _censored(batch: PackedTokens) -> Array | None:
-    """Positions of a batch, whose arrays are the host's, after which nothing more happened; None if there are none."""
-    found = np.flatnonzero(np.equal(batch.targets, CENSORED, out=empty(len(batch.targets), bool)))
-    return found if len(found) else None
 
 
 def _finite(array: Array) -> bool:

@@ -63,11 +63,14 @@ def figures(folder, *names):
     [
         # Steps 1, 3 and 6 are printed.
         ((), [1, 0, 1, 0, 0, 1]),
-        (("train.accumulate=2", "train.ema=0.5", "model.precision=bfloat16"), [1, 0, 1, 0, 0, 1]),
+        (
+            ("train.accumulate=2", "train.ema=0.5", "model.precision=bfloat16", "train.survival=true"),
+            [1, 0, 1, 0, 0, 1],
+        ),
         # Whether a step has overflowed decides the next one's scale.
         (("model.precision=float16",), [1] * 6),
     ],
-    ids=["float32", "bfloat16, accumulated, averaged", "float16"],
+    ids=["float32", "bfloat16, accumulated, averaged, with survival", "float16"],
 )
 def test_the_loop_waits_once_for_a_printed_line(gpu, data, tmp_path, assignments, expected):
     waits = step_by_step(trainer_of(data, tmp_path / "gpu", gpu, *assignments))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ttr_kernels.common.arrays import Array
 
-from ..backend import Backend, PackedTokens, PlacedTokens
+from ..backend import Backend, PackedTokens, PlacedTokens, censored_positions
 
 # What of a batch goes to the device, the widest first, so that each part is aligned.
 _PARTS = {"times": np.float64, "target_times": np.float64, "tokens": np.int32, "targets": np.int32}
@@ -62,7 +62,8 @@ class Uploads:
             part.set(source[name][:size], stream=self._stream)
         done = self._stream.record()
         self._pinned.append((done, source))
-        self._started = _Started(batch, PlacedTokens(cu_seqlens=batch.cu_seqlens, **target), done)
+        placed = PlacedTokens(cu_seqlens=batch.cu_seqlens, **target, censored=censored_positions(batch))
+        self._started = _Started(batch, placed, done)
 
     def take(self, batch: PackedTokens) -> PlacedTokens:
         """The batch on the device, for what is given to it from now on, until the next but one is started."""
