@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from model_batches import packed
 
-from ttr_gpu.backend import CPU, to_host
+from ttr_gpu.backend import CENSORED, CPU, to_host
 from ttr_gpu.data.dataset import open_dataset
 from ttr_gpu.data.options import PreprocessOptions
 from ttr_gpu.data.preprocess import preprocess
@@ -63,14 +63,11 @@ def figures(folder, *names):
     [
         # Steps 1, 3 and 6 are printed.
         ((), [1, 0, 1, 0, 0, 1]),
-        (
-            ("train.accumulate=2", "train.ema=0.5", "model.precision=bfloat16", "train.survival=true"),
-            [1, 0, 1, 0, 0, 1],
-        ),
+        (("train.accumulate=2", "train.ema=0.5", "model.precision=bfloat16"), [1, 0, 1, 0, 0, 1]),
         # Whether a step has overflowed decides the next one's scale.
         (("model.precision=float16",), [1] * 6),
     ],
-    ids=["float32", "bfloat16, accumulated, averaged, with survival", "float16"],
+    ids=["float32", "bfloat16, accumulated, averaged", "float16"],
 )
 def test_the_loop_waits_once_for_a_printed_line(gpu, data, tmp_path, assignments, expected):
     waits = step_by_step(trainer_of(data, tmp_path / "gpu", gpu, *assignments))
@@ -109,6 +106,7 @@ def test_what_diverges_between_two_lines_is_named_and_changes_no_weight(gpu, dat
 def test_batches_are_copied_ahead_from_pinned_memory(gpu):
     """In order, each whole when it is taken, however far the host is ahead; and nothing is waited for."""
     batches = [packed(lengths, 11, seed=seed) for seed, lengths in enumerate([[5, 3], [8], [1, 1], [4, 4], [2, 5]])]
+    batches[1].targets[5] = CENSORED
     uploads = Uploads(gpu, 8)
     before = cupy_stand_in.waits
     sums = []
@@ -117,6 +115,8 @@ def test_batches_are_copied_ahead_from_pinned_memory(gpu):
         for later in batches[number + 1 : number + 2]:
             uploads.start(later)
         assert placed.cu_seqlens is batch.cu_seqlens
+        # Found on the host, where nothing is to be waited for.
+        assert placed.censored is None if number != 1 else placed.censored.tolist() == [5]
         # Copies on the device, as a step's kernels would read them.
         sums.append([placed.tokens.copy(), placed.times.copy(), placed.targets.copy(), placed.target_times.copy()])
     assert cupy_stand_in.waits == before
