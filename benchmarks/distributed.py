@@ -23,6 +23,7 @@ from .harness import Spread, result_file, write_result
 from .rank_steps import RankStep, preset_option, said_by_first, sleep_until_all, slowest, timed
 
 MEGABYTES = (1, 4, 16, 64)
+_LEAST_SUMS = 30  # of each size: the best counts
 _ALONE = Link(1, 1.0, 0.0)
 
 
@@ -144,10 +145,12 @@ def _bandwidth(communicator: Any, mpi: Any, rounds: int) -> list[dict[str, float
             "background": background,
         }  # fmt: skip
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds + 1):
-            for name, work in contenders.items():
+        order = list(contenders)
+        for number in range(max(rounds, _LEAST_SUMS)):
+            # Each follows each: what comes after a sum in the background finds its thread just gone to sleep.
+            for name in order[number % 3 :] + order[: number % 3]:
                 communicator.barrier()
-                seconds[name].append(timed(work))
+                seconds[name].append(timed(contenders[name]))
         rows.append(
             {"megabytes": megabytes, **{name: array.nbytes / min(found) / 1e9 for name, found in seconds.items()}}
         )
