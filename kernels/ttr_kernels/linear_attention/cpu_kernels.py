@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..attention.cpu_tile import fetch, store_row, take_times, transpose
-from ..common.compilation import jit
+from ..common.compilation import jit, jit_within
 from ..common.storage import load, store
 from ..common.tile_multiply import PAD, multiply, padded
 from ..common.vector_math import exp_of_nonpositive
@@ -354,7 +354,7 @@ def backward_units(
                 store_row(dv.flat, target, s, value_gradient_at + j * columns, dim, _ONE)
 
 
-@jit
+@jit_within
 def _fetch_given(
     s: Any, at: int, width: int, dout: Any, out: Any, normalizer: Any, first: int, count: int, head: int, dim: int
 ) -> None:
@@ -371,7 +371,7 @@ def _fetch_given(
             s[np.uintp(target + d)] *= inverse
 
 
-@jit
+@jit_within
 def _store_columns(s: Any, at: int, rows: Any, first: int, count: int, head: int, dim: int, factor: Any) -> None:
     """rows[first + j, head, d] = factor · s[at + d·CHUNK + j]."""
     for j in range(count):
