@@ -74,9 +74,7 @@ def summarize(names: list[str], timed: list[list[list[Call]]]) -> dict[str, Any]
 
 def print_table(result: dict[str, Any]) -> None:
     """A line for each case and part: our time, and the others' over it."""
-    others = [
-        name for name in (COPY, NUMPY, EAGER, COMPILED) if any(s["side"] == name for s in result["sides"].values())
-    ]
+    others = [name for name in (NUMPY, EAGER, COMPILED) if any(s["side"] == name for s in result["sides"].values())]
     print(f"float32, {result['threads']} threads, {machine()['cpu']}; time over ours (quartiles); "
           "copy: of the bytes of activations and results")  # fmt: skip
     print(f"{'':<44} {'':<21} {'ours':>10} {COPY:>6} " + " ".join(f"{name.lower():>20}" for name in others))
