@@ -38,9 +38,9 @@ def test_the_cable_limits_sums(can_make_hosts, tmp_path):
         for mode in ("none", "after", "during"):
             assert row[mode]["seconds"]["median"] > 0
             assert row[mode]["predicted_seconds"] > 0
-        assert (
-            row["after"]["predicted_seconds"] >= row["during"]["predicted_seconds"] >= row["none"]["predicted_seconds"]
-        )
+        none, during, after = (row[mode]["predicted_seconds"] for mode in ("none", "during", "after"))
+        # Up to the rounding of what is added in another order.
+        assert none <= during * (1 + 1e-9) <= after * (1 + 1e-9) ** 2
     assert output.with_suffix(".png").stat().st_size > 1000
     assert set(os.listdir("/run/netns")) <= before
 
