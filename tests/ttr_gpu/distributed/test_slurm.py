@@ -194,8 +194,8 @@ def test_a_job_that_is_stopped_goes_on_in_the_queue(cluster, tmp_path):
     call(cluster, "scancel", "--signal=USR1", number)
     text = wait_for(log, "SIGUSR1: stopped after step")
     stopped = int(re.search(r"SIGUSR1: stopped after step (\d+)", text)[1])
-    # It would be started in a while; not that long here.
-    for _ in range(100):
+    # It would be started two minutes after it has ended; not that long here.
+    for _ in range(600):
         state = call(cluster, "squeue", "-h", "-j", number, "-o", "%T").strip()
         if state == "PENDING":
             subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], env=cluster, check=False)
