@@ -12,15 +12,12 @@ from ..common.arrays import FLOAT32, FLOAT64, INT64, Array, contiguous_rows, emp
 from ..common.parallel import parallel_for, single_threaded_blas
 from ..common.scratch import thread_scratch
 from ..common.tile_multiply import padded
-from .cpu_chunk import CHUNK, Sizes
+from .cpu_chunk import CHUNK, SMALLEST, Sizes
 from .cpu_kernels import backward_units, forward_units, scratch_floats
 
 if TYPE_CHECKING:
     from ..attention import TimeBias
     from . import LinearAttentionSaved, LinearAttentionState
-
-# Below this a normalizer has underflowed: its weights are rounding, and its inverse might overflow.
-_SMALLEST = np.float32(1e-30)
 
 
 def forward(
@@ -112,7 +109,7 @@ def _step(
         sums += phi_k[..., None] * values[:, :, None, :]
         result = (phi_q[:, :, None, :] @ sums)[:, :, 0]
     over = result[..., -1:]
-    out[...] = result[..., :-1] * np.divide(1, over, out=np.zeros_like(over), where=over > _SMALLEST)
+    out[...] = result[..., :-1] * np.divide(1, over, out=np.zeros_like(over), where=over > SMALLEST)
     state.sums[rings], state.shift[rings] = sums, shift
     if times is not None:
         state.times[rings] = times

@@ -22,7 +22,7 @@ _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
 _MINUS_INFINITY = np.float32(-np.inf)
 # Below this a normalizer has underflowed: its weights are rounding, and its inverse might overflow.
-_SMALLEST = np.float32(1e-30)
+SMALLEST = np.float32(1e-30)
 
 
 class Sizes(NamedTuple):
@@ -123,21 +123,12 @@ def clear_rows(s: Any, at: int, features: int, positions: int) -> None:
 
 
 @jit_within
-def decay_since(s: Any, at: int, ages_at: int, times: Any, before: float, rate: Any, count: int) -> None:
-    """exp(−rate · age) of each position, and its age, the time since `before`; count is padded."""
+def decay_from(s: Any, at: int, ages_at: int, times: Any, origin: float, rate: Any, count: int) -> None:
+    """exp(−rate · age) of each position, and its age, the time between it and `origin`; count is padded."""
     for j in range(count):
-        s[np.uintp(ages_at + j)] = np.float32(times[np.uintp(j)] - before)
+        s[np.uintp(ages_at + j)] = np.float32(abs(times[np.uintp(j)] - origin))
     for j in range(count):
         s[np.uintp(at + j)] = exp_of_nonpositive(-rate * s[np.uintp(ages_at + j)])
-
-
-@jit_within
-def decay_until(s: Any, at: int, left_at: int, times: Any, last: float, rate: Any, count: int) -> None:
-    """exp(−rate · (last − t)) of each position, and that time; count is padded."""
-    for j in range(count):
-        s[np.uintp(left_at + j)] = np.float32(last - times[np.uintp(j)])
-    for j in range(count):
-        s[np.uintp(at + j)] = exp_of_nonpositive(-rate * s[np.uintp(left_at + j)])
 
 
 @jit_within
@@ -252,4 +243,4 @@ def through_features(
 @jit_within
 def inverse_of(normalizer: Any) -> Any:
     """1 / normalizer, 0 where it has underflowed (NaN stays)."""
-    return _ZERO if normalizer <= _SMALLEST else _ONE / normalizer
+    return _ZERO if normalizer <= SMALLEST else _ONE / normalizer

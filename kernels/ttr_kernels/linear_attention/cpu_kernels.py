@@ -21,8 +21,7 @@ from .cpu_chunk import (
     Sizes,
     column_products,
     decay_between,
-    decay_since,
-    decay_until,
+    decay_from,
     dot,
     exponents,
     fetch_columns,
@@ -51,7 +50,7 @@ def scratch_floats(group: int, dim: int, features: int, chunks: int, pasts: int)
     """Floats of scratch of a unit: `pasts` is 1 for the forward, 3 for the backward; `chunks` of the longest."""
     width, columns, rows = padded(dim), padded(dim + 1), padded(features)
     square, by_position = CHUNK * CHUNK, CHUNK * (4 * width + 5 * columns + 5 * rows)
-    return pasts * group * rows * columns + by_position + 4 * square + (_VECTORS + 1) * CHUNK + chunks + group
+    return pasts * group * rows * columns + by_position + 4 * square + _VECTORS * CHUNK + chunks
 
 
 @jit
@@ -120,13 +119,12 @@ def forward_units(
                 scale_all(s, past, rows * columns, exp_of_nonpositive(shifts[g] - shift))
                 shifts[g] = shift
                 phi_of_keys(s, phi_k_at, exponents_at, shift, features, count, positions)
-                fetch_columns(
-                    s, queries_at, tile_at, width, q.flat, q.stride, row + first, count, head, dim, sizes.root
+                _fetch_queries(
+                    s, phi_q_at, omega, queries_at, tile_at, width, q, row + first, count, head, sizes, vector_at
                 )
-                phi_of_queries(s, phi_q_at, omega, queries_at, width, features, vector_at, positions)
 
                 multiply(s, sums_at, columns, s, phi_q_at, 1, CHUNK, s, past, columns, positions, columns, rows, False)
-                decay_since(s, since_at, vector_at, tile_times, origin, rate, positions)
+                decay_from(s, since_at, vector_at, tile_times, origin, rate, positions)
                 scale_rows(s, sums_at, columns, since_at, positions)
                 multiply(
                     s, weights_at, CHUNK, s, phi_q_at, 1, CHUNK, s, phi_k_at, CHUNK, positions, positions, rows, False
@@ -143,7 +141,7 @@ def forward_units(
                     store_row(out.flat, target, s, sums_at + i * columns, dim, inverse_of(over))
                     normalizer[row + first + i, head] = over
 
-                decay_until(s, until_at, vector_at, tile_times, last, rate, positions)
+                decay_from(s, until_at, vector_at, tile_times, last, rate, positions)
                 scale_columns(s, phi_k_at, phi_k_at, until_at, rows, positions)
                 scale_all(s, past, rows * columns, exp_of_nonpositive(-rate * np.float32(last - origin)))
                 multiply(s, past, columns, s, phi_k_at, CHUNK, 1, s, values_at, columns, rows, columns, positions, True)
@@ -228,14 +226,13 @@ def backward_units(
                 head = kv_head * group + g
                 rate, past, aged = rates[head], past_at + g * rows * columns, aged_at + g * rows * columns
                 scale_all(s, past, rows * columns, rescale)
-                fetch_columns(
-                    s, queries_at, tile_at, width, q.flat, q.stride, row + first, count, head, dim, sizes.root
+                _fetch_queries(
+                    s, phi_q_at, omega, queries_at, tile_at, width, q, row + first, count, head, sizes, vector_at
                 )
-                phi_of_queries(s, phi_q_at, omega, queries_at, width, features, vector_at, positions)
                 _fetch_given(s, given_at, columns, dout, out, normalizer, row + first, count, head, dim)
                 transpose(s, turned_at, s, given_at, positions, columns, CHUNK)
                 decay_between(s, decay_at, gaps_at, tile_times, rate, positions, False)
-                decay_since(s, since_at, ages_at, tile_times, before, rate, positions)
+                decay_from(s, since_at, ages_at, tile_times, before, rate, positions)
 
                 # dφ(q): what the past gives, then the chunk.
                 multiply(
@@ -269,7 +266,7 @@ def backward_units(
                 _store_columns(s, gradient_at, dq, row + first, count, head, dim, sizes.root)
 
                 # What the chunk adds to the past.
-                decay_until(s, until_at, left_at, tile_times, last, rate, positions)
+                decay_from(s, until_at, left_at, tile_times, last, rate, positions)
                 through = exp_of_nonpositive(-rate * span)
                 scale_columns(s, more_at, phi_k_at, until_at, rows, positions)
                 if timed:
@@ -306,13 +303,12 @@ def backward_units(
             for g in range(group):
                 head = kv_head * group + g
                 rate, future = rates[head], future_at + g * rows * columns
-                fetch_columns(
-                    s, queries_at, tile_at, width, q.flat, q.stride, row + first, count, head, dim, sizes.root
+                _fetch_queries(
+                    s, phi_q_at, omega, queries_at, tile_at, width, q, row + first, count, head, sizes, vector_at
                 )
-                phi_of_queries(s, phi_q_at, omega, queries_at, width, features, vector_at, positions)
                 _fetch_given(s, given_at, columns, dout, out, normalizer, row + first, count, head, dim)
                 decay_between(s, decay_at, gaps_at, tile_times, rate, positions, True)
-                decay_until(s, until_at, left_at, tile_times, last, rate, positions)
+                decay_from(s, until_at, left_at, tile_times, last, rate, positions)
 
                 # dφ(k): what the future gives, then the chunk.
                 multiply(
@@ -343,7 +339,7 @@ def backward_units(
                 )  # fmt: skip
 
                 # What the chunk adds to the future, as the chunk before sees it.
-                decay_since(s, since_at, ages_at, tile_times, before, rate, positions)
+                decay_from(s, since_at, ages_at, tile_times, before, rate, positions)
                 scale_columns(s, more_at, phi_q_at, since_at, rows, positions)
                 scale_all(s, future, rows * columns, exp_of_nonpositive(-rate * np.float32(last - before)))
                 multiply(s, future, columns, s, more_at, CHUNK, 1, s, given_at, columns, rows, columns, positions, True)
@@ -352,6 +348,17 @@ def backward_units(
             for j in range(count):
                 target = (row + first + j) * dv.stride + kv_head * dim
                 store_row(dv.flat, target, s, value_gradient_at + j * columns, dim, _ONE)
+
+
+@jit_within
+def _fetch_queries(
+    s: Any, at: int, omega: Any, columns_at: int, tile_at: int, width: int, q: Any, first: int, count: int, head: int,
+    sizes: Sizes, vector_at: int,
+) -> None:  # fmt: skip
+    """Columns q̂ of a chunk, and at `at` their φ."""
+    fetch_columns(s, columns_at, tile_at, width, q.flat, q.stride, first, count, head, sizes.dim, sizes.root)
+    positions = (count + PAD - 1) // PAD * PAD
+    phi_of_queries(s, at, omega, columns_at, width, sizes.features, vector_at, positions)
 
 
 @jit_within
