@@ -30,7 +30,7 @@ def slurm(kind: Any, arguments: tuple[str, ...], output: Path | None, **resource
     \b
     ttr-gpu slurm preprocess a.csv b.csv                 a task of an array for each input
     ttr-gpu slurm train --nodes 2 --gpus 8 data.zarr -- --preset gpt2
-    ttr-gpu slurm sweep options.txt data.zarr            a task for each line of options of `ttr-gpu train`
+    ttr-gpu slurm sweep lr.toml data.zarr                a task for each trial of `ttr-gpu train --sweep lr.toml`
     """
     from ttr_gpu.distributed.slurm import Job, script
     from ttr_gpu.errors import UserError

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
+from ..train.sweep import read_trials
 
 Kind = Literal["preprocess", "train", "sweep"]
+
+# Options of `ttr-gpu train` that are the script's own.
+_OWN = {"--resume", "--continue", "--sweep", "--plan"}
 
 # Seconds before the end of its time at which a job is told, so that it can save.
 _NOTICE = 120
@@ -21,9 +25,9 @@ class Job:
     """What is asked of Slurm, and what is to be run.
 
     Attributes:
-        kind: preprocess (an array, a task for each input), train, or sweep (an array, a task for each line of a file of
-            options of `ttr-gpu train`).
-        arguments: inputs; or the data set and options of train; or the file of options, the data set, and options.
+        kind: preprocess (an array, a task for each input), train, or sweep (an array, a task for each trial of
+            `ttr-gpu train --sweep`).
+        arguments: inputs; or the data set and options of train; or the sweep's TOML file, the data set, and options.
         nodes: machines; gpus: of each, 0 for none; ranks: processes on each, by default one for each GPU.
         cpus: cores of each process; time: as Slurm writes it.
     """
@@ -62,14 +66,17 @@ def _check(job: Job) -> None:
         if value is not None and not re.fullmatch(r"[\w.,-]+", value):
             raise UserError(f"{option}: got {value!r}, expected letters, digits, dots and dashes")
     if not job.arguments:
-        expected = {"preprocess": "input files", "train": "a data set", "sweep": "a file of options and a data set"}
+        expected = {"preprocess": "input files", "train": "a data set", "sweep": "a TOML file of trials and a data set"}
         raise UserError(f"{job.kind}: got no argument, expected {expected[job.kind]}")
     if job.kind == "sweep" and len(job.arguments) < 2:
-        raise UserError("sweep: got one argument, expected a file of options (a line for each run) and a data set")
-    if job.kind == "train":
-        for option in (argument.split("=")[0] for argument in job.arguments[1:]):
-            if option in ("--name", "--out", "--resume", "--continue", "--sweep", "--plan"):
-                raise UserError(f"train: got {option}, expected none: the script names the run, and resumes it by name")
+        raise UserError("sweep: got one argument, expected a TOML file (see docs/training.md) and a data set")
+    options = {argument.split("=")[0] for argument in job.arguments}
+    if job.kind == "train" and (given := options & {"--name", "--out", *_OWN}):
+        raise UserError(f"train: got {min(given)}, expected none: the script names the run, and resumes it by name")
+    if job.kind == "sweep" and (given := options & _OWN):
+        raise UserError(f"sweep: got {min(given)}, expected none: the script says it, and goes on with what it began")
+    if job.kind == "sweep" and job.nodes * job.per_node > 1:
+        raise UserError("sweep: each trial runs as one process; leave out --nodes and --ranks, at most --gpus 1")
     if job.kind == "preprocess":
         names = [Path(path).name.split(".")[0] for path in job.arguments]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -88,8 +95,7 @@ def _header(job: Job) -> list[str]:
     if job.kind == "preprocess":
         return [*lines, f"#SBATCH --array=0-{len(job.arguments) - 1}"]
     if job.kind == "sweep":
-        lines.append("# How many lines the file of options has is said here: sbatch --array=0-15 runs the first 16.")
-        lines.append("#SBATCH --array=0-0")
+        lines.append(f"#SBATCH --array=0-{len(read_trials(Path(job.arguments[0]))) - 1}")
     return [
         *lines,
         f"# {_NOTICE} s before its time is over, processes are told, save and stop; the job then goes on in the queue.",
@@ -118,21 +124,16 @@ def _preprocess(job: Job) -> list[str]:
 
 def _train(job: Job) -> list[str]:
     data, *options = job.arguments
-    return ["run=${SLURM_JOB_NAME}-${SLURM_JOB_ID}", *_run(job, data, shlex.join(options))]
+    run = f'{shlex.quote(data)} --name "$run" --continue {shlex.join(options)}'.rstrip()
+    return ["run=${SLURM_JOB_NAME}-${SLURM_JOB_ID}", *_run(job, run)]
 
 
 def _sweep(job: Job) -> list[str]:
-    file, data, *options = job.arguments
-    return [
-        f"mapfile -t lines < {shlex.quote(file)}",
-        'read -r -a options <<< "${lines[$SLURM_ARRAY_TASK_ID]}"',
-        "run=${SLURM_JOB_NAME}-${SLURM_ARRAY_JOB_ID}-${SLURM_ARRAY_TASK_ID}",
-        'echo "run $run: ${options[*]}"',
-        *_run(job, data, f'{shlex.join(options)} "${{options[@]}}"'.lstrip()),
-    ]
+    trials, data, *options = job.arguments
+    return _run(job, shlex.join([data, "--sweep", trials, *options]))
 
 
-def _run(job: Job, data: str, options: str) -> list[str]:
+def _run(job: Job, arguments: str) -> list[str]:
     """Train, or go on where the job's earlier start has saved, and back into the queue if time is over."""
     several = job.nodes * job.per_node > 1
     lines = []
@@ -148,7 +149,7 @@ def _run(job: Job, data: str, options: str) -> list[str]:
         *lines,
         "code=0",
         f'srun{mpi} --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
-        f'  ttr-gpu train {shlex.quote(data)} --name "$run" --continue {options}'.rstrip() + " || code=$?",
+        f"  ttr-gpu train {arguments} || code=$?",
         "# 138: stopped by USR1, and saved.",
         "if [[ $code -eq 138 ]]; then",
         '  scontrol requeue "$SLURM_JOB_ID"',

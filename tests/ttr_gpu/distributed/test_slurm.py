@@ -25,9 +25,15 @@ JOBS = {
     "one-node": Job("train", ("data.zarr",), gpus=8, name="one-node"),
     "many-nodes": Job("train", ("data.zarr",), nodes=4, gpus=8, name="many-nodes"),
     "many-nodes-cpu": Job("train", ("data.zarr",), nodes=4, ranks=2, cpus=16, name="many-nodes-cpu"),
-    "sweep-array": Job("sweep", ("options.txt", "data.zarr"), gpus=1, name="sweep"),
+    "sweep-array": Job("sweep", ("sweep.toml", "data.zarr"), gpus=1, name="sweep"),
 }
 ODD = Job("train", ("it's my data.zarr", "--set", "model.dropout={attention=0.1}"), nodes=2, memory="64G", time="1-12")
+
+
+@pytest.fixture(autouse=True)
+def beside_the_shipped_scripts(monkeypatch):
+    """That of sweeps counts the trials of the file beside it."""
+    monkeypatch.chdir(SHIPPED)
 
 
 @pytest.mark.parametrize("name", sorted(JOBS))
@@ -55,15 +61,19 @@ def test_what_is_asked_for_is_in_the_script():
     assert "ttr-gpu train 'it'\"'\"'s my data.zarr'" in text
     # Every start gets them: what is said of threads, devices and trackers holds after a requeue too.
     assert "--name \"$run\" --continue --set 'model.dropout={attention=0.1}' ||" in text
-    sweep = script(Job("sweep", ("options.txt", "d", "--threads", "2")))
-    assert '--name "$run" --continue --threads 2 "${options[@]}" ||' in sweep
+    sweep = script(Job("sweep", ("sweep.toml", "d", "--threads", "2")))
+    assert "ttr-gpu train d --sweep sweep.toml --threads 2 ||" in sweep
+    assert "#SBATCH --array=0-5\n" in sweep
 
 
 @pytest.mark.parametrize(
     ("job", "message"),
     [
         (Job("train", ()), "train: got no argument, expected a data set"),
-        (Job("sweep", ("a.txt",)), "sweep: got one argument"),
+        (Job("sweep", ("a.toml",)), "sweep: got one argument"),
+        (Job("sweep", ("a.toml", "d")), "--sweep: a.toml: no such file"),
+        (Job("sweep", ("a.toml", "d", "--continue")), "sweep: got --continue, expected none"),
+        (Job("sweep", ("a.toml", "d"), gpus=2), "sweep: each trial runs as one process"),
         (Job("train", ("d",), time="soon"), "--time: got 'soon'"),
         (Job("train", ("d",), memory="lots"), "--memory: got 'lots'"),
         (Job("train", ("d",), partition="a b"), "--partition: got 'a b'"),
