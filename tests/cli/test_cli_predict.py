@@ -99,6 +99,8 @@ def test_now_and_max_events(predict):
         (RECORD, (*HORIZON, "--now", "999"), ["history anna: --now: got 999.0", "not before that of the last event"]),
         (RECORD, (*HORIZON, "--now", "later"), ["--now:", "ISO 8601"]),
         ({**RECORD, "types": ["b", "a", "x"]}, HORIZON, ["history.jsonl:1: no event type 'x'"]),
+        ({"times": [1, 2]}, HORIZON, ["history.jsonl:1: no event type 'event'", "with --type-column (and --type-bins"]),
+        (RECORD, (*HORIZON, "--type-bins", "5,3"), ["--type-bins: got 5,3, expected ascending"]),
         ({**RECORD, "types": ["b"]}, HORIZON, ["history.jsonl:1: types: got 1 for 3 times"]),
         ({**RECORD, "times": [3, 2, 1]}, HORIZON, ["history.jsonl:1: time 2.0 is before 3.0"]),
         ({**RECORD, "times": [1, 2, "x"]}, HORIZON, ["history.jsonl:1: time: got 'x'"]),

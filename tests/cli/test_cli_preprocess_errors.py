@@ -15,8 +15,9 @@ from raw_files import ROWS, WHOLE, csv_of, packed, sequences
         (["--time-column", "tmie"], ["--time-column: no column 'tmie'", "did you mean 'time'?"]),
         (["--time-column", "9"], ["columns are numbered from 1 to 3"]),
         (["--time-unit", "fortnights"], ["--time-unit: got 'fortnights'", "seconds", "a number of seconds"]),
-        (["--type-bins", "3,x"], ["--type-bins: expected numbers"]),
-        (["--type-bins", "5,3"], ["--type-bins: got", "ascending"]),
+        (["--type-bins", "3,x"], ["--type-bins: got '3,x', expected numbers"]),
+        (["--type-bins", "5,3"], ["--type-bins: got 5,3, expected ascending"]),
+        (["--type-bins", "3,nan"], ["--type-bins: got 3,nan, expected ascending"]),
         (["--type-bins", "3,5"], ["log.csv:2: type: got 'x'; expected a number", "--type-bins"]),
         (["--segment", "20"], ["--segment: is for text", "log.csv is read as events"]),
         (["--timestamp-prefix"], ["--timestamp-prefix: is for text"]),
@@ -37,6 +38,7 @@ def test_columns_of_a_file_without_header(preprocess):
     preprocess("log.csv", csv_of(ROWS, None), "--time-column", "4").error("no column 4; it has 3")
     preprocess("log.csv", "1,2\n3,4\n", "--time-column", "t").error("no column 't'", "give a number from 1")
     preprocess("log.csv", csv_of(ROWS, "who,when,what")).error("found no column", "who, when, what", "--time-column")
+    preprocess("log.csv", csv_of(ROWS, "who,Tiem,what")).error("with --time-column, such as --time-column Tiem")
     preprocess("log.csv", "sequence,time\na,1\n", "--type-bins", "1").error("no type column", "--type-column")
 
 

@@ -49,7 +49,10 @@ def find_column(
             "--header if the first line names them"
         )
     if required:
+        near = next((name for name in names if difflib.get_close_matches(name.lower(), usual, 1, 0.7)), None)
+        hint = "" if near is None else f", such as {option} {near}"
         raise UserError(
-            f"{source.name}: found no column named {' or '.join(usual)}; say which of {', '.join(names)} with {option}"
+            f"{source.name}: found no column named {' or '.join(usual)}; say which of {', '.join(names)} with "
+            f"{option}{hint}"
         )
     return None

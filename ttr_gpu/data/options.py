@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from ..errors import UserError
@@ -76,11 +78,18 @@ def check_kind(options: PreprocessOptions, kind: str, name: str) -> None:
 
 
 def parse_bins(text: str | None) -> tuple[float, ...]:
-    """The numbers of --type-bins; none for None."""
+    """The ascending numbers of --type-bins; none for None."""
     try:
-        return tuple(float(edge) for edge in (text or "").split(",") if edge)
+        bins = tuple(float(edge) for edge in (text or "").split(",") if edge)
     except ValueError:
-        raise UserError("--type-bins: expected numbers separated by commas, such as 3,4,5") from None
+        raise UserError(f"--type-bins: got {text!r}, expected numbers separated by commas, such as 3,4,5") from None
+    _check_bins(bins)
+    return bins
+
+
+def _check_bins(bins: tuple[float, ...]) -> None:
+    if not all(a < b for a, b in pairwise(bins)) or any(math.isnan(edge) for edge in bins):
+        raise UserError(f"--type-bins: got {','.join(f'{edge:g}' for edge in bins)}, expected ascending numbers")
 
 
 def check_options(options: PreprocessOptions, parser: TimestampParser) -> None:
@@ -105,5 +114,4 @@ def check_options(options: PreprocessOptions, parser: TimestampParser) -> None:
         raise UserError("--split-time: cannot be combined with --validation, --test or --split-column")
     if options.segment is not None and options.segment < 2:
         raise UserError(f"--segment: got {options.segment}, expected at least 2")
-    if any(b <= a for a, b in zip(options.type_bins, options.type_bins[1:], strict=False)):
-        raise UserError(f"--type-bins: got {options.type_bins}, expected ascending numbers")
+    _check_bins(options.type_bins)
