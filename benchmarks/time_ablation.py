@@ -79,6 +79,7 @@ def time_ablation(
             "versions": versions(), "seeds": seeds,
         }  # fmt: skip
         path.write_text(json.dumps({**described, **options, "variants": found}, indent=1) + "\n")
+        draw(path.with_suffix(".png"), found)
         print(f"written: {path}")
 
 
@@ -123,6 +124,27 @@ def _run(data: Path, folder: Path, assignments: tuple[str, ...]) -> dict[str, fl
         "accuracy": result.accuracy, "ks": result.gaps.ks, "steps": outcome.progress.step,
         "cpu_seconds": round(time.process_time() - begin, 1),
     }  # fmt: skip
+
+
+def draw(path: Path, found: dict[str, list[dict[str, float]]]) -> None:
+    """Nats per event of every run: types, gaps, and both."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.0 + 0.36 * len(found)), layout="constrained")
+    panels = (("cross_entropy", "next type"), ("time_nll", "gap to it"), ("nll", "both"))
+    for axes, (measure, title) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        for row, runs in enumerate(found.values()):
+            values = [run[measure] for run in runs]
+            axes.scatter(values, [row] * len(values), s=18, color="#3182bd", zorder=3)
+            axes.scatter(statistics.fmean(values), row, s=220, marker="|", color="black", zorder=2)
+        axes.set_title(f"{title}, nats per event", fontsize=10)
+        axes.set_yticks(range(len(found)), list(found), fontsize=9)
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="y", color="#eeeeee")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].invert_yaxis()
+    figure.savefig(path, dpi=150)
 
 
 def _table(found: dict[str, list[dict[str, float]]]) -> list[str]:
