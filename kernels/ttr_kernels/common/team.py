@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .arrays import Array
-from .compilation import jit
+from .compilation import jit_within
 from .storage import element_pointer
 
 # Each counter has a cache line of its own.
@@ -55,19 +55,19 @@ def _look(context: Any, array: Any, index: Any) -> Any:
     return types.int64(array, types.intp), generate
 
 
-@jit
+@jit_within
 def take(control: Any, phase: int) -> Any:
     """The next unit of the phase; from its number of units on there is none left."""
     return _add_one(control, phase * 2 * _LINE)
 
 
-@jit
+@jit_within
 def done(control: Any, phase: int) -> None:
     """A unit that was taken has been computed: what it wrote is seen by whoever has waited for it."""
     _add_one(control, phase * 2 * _LINE + _LINE)
 
 
-@jit
+@jit_within
 def wait(control: Any, phase: int, units: int) -> None:
     """Until all units of the phase are done."""
     looks = 0

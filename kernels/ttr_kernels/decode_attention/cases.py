@@ -71,6 +71,7 @@ OPERATION = Operation(
         Case("grouped heads", _inputs([60, 200], 130, 6, 16, kv_heads=2)),
         Case("one key/value head", _inputs([60], 64, 4, 8, kv_heads=1)),
         Case("wide heads", _inputs([50], 64, 1, 200)),
+        Case("heads of whole vectors", _inputs([515, 38], 260, 4, 48, kv_heads=2, kind="log")),
         Case("linear bias", _inputs([9, 200], 150, 3, 16, kind="linear")),
         Case("log bias", _inputs([9, 200], 150, 3, 16, kind="log")),
         Case("everything", _inputs([140, 7, 6500], 144, 4, 24, kv_heads=2, kind="log", window=90, rings=[3, 0, 1])),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..attention.cpu_tile import LINEAR, LOG, NO_BIAS, Rows
 from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
+from ..common.compilation import jit
 from ..common.parallel import get_threads, parallel_for
-from .cpu_pieces import KEYS, Options, attend_pieces, combine_pieces
+from .cpu_pieces import KEYS, Options, attend_piece, combine_pieces
 
 if TYPE_CHECKING:
     from ..attention import TimeBias
@@ -33,13 +34,37 @@ def decode(
     statistics = np.empty((2, units * heads), np.float32)
     grain = max(1, _PIECE_FLOATS // (2 * KEYS * kv_heads * dim), -(-units // (8 * get_threads())))
     parallel_for(
-        attend_pieces, units, pieces, _rows(q), _rows(k), _rows(v), kernel_view(lengths), kernel_view(rings),
+        _attend, units, pieces, _rows(q), _rows(k), _rows(v), kernel_view(lengths), kernel_view(rings),
         *_time_arrays(times, key_times, time_bias), options, partial, statistics, grain=grain, even=False,
     )  # fmt: skip
     parallel_for(
-        combine_pieces, sequences, pieces, heads, dim, partial, statistics, Rows(*result_rows("out", out, 2)[::2]),
+        _combine, sequences, pieces, heads, dim, partial, statistics, Rows(*result_rows("out", out, 2)[::2]),
         grain=max(1, _RESULT_FLOATS // (pieces * heads * dim)),
     )  # fmt: skip
+
+
+@jit
+def _attend(
+    pieces: int, q: Any, k: Any, v: Any, lengths: Any, rings: Any, times: Any, key_times: Any, rate: Any, tau: Any,
+    options: Any, partial: Any, statistics: Any, begin: int, end: int,
+) -> None:  # fmt: skip
+    query = np.empty(options.heads * options.dim, np.float32)
+    logits = np.empty(options.heads * KEYS, np.float32)
+    ages = np.empty(KEYS, np.float32)
+    for unit in range(begin, end):
+        attend_piece(
+            unit, pieces, q, k, v, lengths, rings, times, key_times, rate, tau, options, query, logits, ages, partial,
+            statistics,
+        )  # fmt: skip
+
+
+@jit
+def _combine(pieces: int, heads: int, dim: int, partial: Any, statistics: Any, out: Any, begin: int, end: int) -> None:
+    result = np.empty(dim, np.float32)
+    for sequence in range(begin, end):
+        combine_pieces(
+            sequence, pieces, heads, dim, partial, statistics, out.flat, sequence * out.stride, result
+        )  # fmt: skip
 
 
 def _rows(array: Array) -> Rows:

@@ -1,4 +1,4 @@
-"""The two kernels of decoding attention: a softmax over each piece of a sequence's keys, and their combination.
+"""The two parts of decoding attention: a softmax over each piece of a sequence's keys, and their combination.
 
 A field of a tuple that is read inside a loop keeps it from becoming vector code: arrays are taken out of theirs first.
 
@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..attention.cpu_tile import LINEAR, NO_BIAS, add_time_bias, scaled_ages
-from ..common.compilation import jit
+from ..common.compilation import jit_within
 from ..common.storage import load, store
-from ..common.tile_multiply import maximum
+from ..common.tile_multiply import LANES, maximum
 from ..common.vector_math import exp_of_nonpositive
+from ..common.vectors import address_of
+from .cpu_blocks import add_block_of_values, add_wide_block_of_values, block_logits
 
 KEYS = 128
 _ZERO = np.float32(0.0)
@@ -36,61 +38,47 @@ class Options(NamedTuple):
     scale: np.float32
 
 
-@jit
-def attend_pieces(
-    pieces: int, q: Any, k: Any, v: Any, lengths: Any, rings: Any, times: Any, key_times: Any, rate: Any, tau: Any,
-    options: Any, partial: Any, statistics: Any, begin: int, end: int,
+@jit_within
+def attend_piece(
+    unit: int, pieces: int, q: Any, k: Any, v: Any, lengths: Any, rings: Any, times: Any, key_times: Any, rate: Any,
+    tau: Any, options: Any, query: Any, logits: Any, ages: Any, partial: Any, statistics: Any,
 ) -> None:  # fmt: skip
-    """Units [begin, end): piece unit % pieces of sequence unit // pieces, all heads."""
+    """Piece unit % pieces of sequence unit // pieces, all heads. Buffers: query (H·D), logits (H·KEYS), ages (KEYS)."""
     heads, dim = options.heads, options.dim
-    group = heads // options.kv_heads
-    query = np.empty(heads * dim, np.float32)
-    logits = np.empty(heads * KEYS, np.float32)
-    ages = np.empty(KEYS, np.float32)
-    keys, key_stride, queries = k.flat, k.stride, q.flat
-    for unit in range(begin, end):
-        sequence = unit // pieces
-        length = lengths[sequence]
-        first, count = _slots(length, options.capacity, options.span, unit % pieces)
-        if count == 0:
-            for head in range(heads):
-                statistics[0, unit * heads + head] = _MINUS_INFINITY
-            continue
-        ring_row = rings[sequence] * options.capacity
-        row = ring_row + first
-        for i in range(heads * dim):
-            query[np.uintp(i)] = load(queries, sequence * q.stride + i) * options.scale
-
-        for j in range(count):
-            for kv_head in range(options.kv_heads):
-                key = (row + j) * key_stride + kv_head * dim
-                for head in range(kv_head * group, (kv_head + 1) * group):
-                    at = head * dim
-                    logit = _ZERO
-                    for d in range(dim):
-                        logit += query[np.uintp(at + d)] * load(keys, key + d)
-                    logits[np.uintp(head * KEYS + j)] = logit
-
-        if options.bias != NO_BIAS:
-            time = times[sequence]
-            if options.bias == LINEAR:
-                # Relative to the newest key: a softmax does not see the difference, float32 would if it is large.
-                time = key_times[ring_row + (length - 1) % options.capacity]
-            for head in range(heads):
-                scaled_ages(ages, time, key_times, row, count, tau[head])
-                add_time_bias(logits, head * KEYS, count, options.bias, ages, rate[head])
+    sequence = unit // pieces
+    length = lengths[sequence]
+    first, count = _slots(length, options.capacity, options.span, unit % pieces)
+    if count == 0:
         for head in range(heads):
-            largest, total = _softmax(logits, head * KEYS, count)
-            statistics[0, unit * heads + head] = largest
-            statistics[1, unit * heads + head] = total
-        _add_values(logits, v, row, count, options, partial, unit * heads * dim)
+            statistics[0, unit * heads + head] = _MINUS_INFINITY
+        return
+    ring_row = rings[sequence] * options.capacity
+    row = ring_row + first
+    queries, query_row = q.flat, sequence * q.stride
+    for i in range(heads * dim):
+        query[np.uintp(i)] = load(queries, query_row + i) * options.scale
+    _logits(logits, query, k.flat, v.flat, k.stride, v.stride, row, count, options)
+    if options.bias != NO_BIAS:
+        time = times[sequence]
+        if options.bias == LINEAR:
+            # Relative to the newest key: a softmax does not see the difference, float32 would if it is large.
+            time = key_times[ring_row + (length - 1) % options.capacity]
+        for head in range(heads):
+            scaled_ages(ages, time, key_times, row, count, tau[head])
+            add_time_bias(logits, head * KEYS, count, options.bias, ages, rate[head])
+    for head in range(heads):
+        largest, total = _softmax(logits, head * KEYS, count)
+        statistics[0, unit * heads + head] = largest
+        statistics[1, unit * heads + head] = total
+    _add_values(logits, v.flat, v.stride, row, count, options, partial, unit * heads * dim)
 
 
-@jit
+@jit_within
 def _slots(length: int, capacity: int, span: int, piece: int) -> Any:
     """(first slot, count) of a piece of the newest min(length, span) positions; a count of 0 beyond the last piece."""
     visible = min(length, span)
-    start = (length - visible) % capacity
+    # A full ring is read from its first slot on: all of it is seen.
+    start = (length - visible) % capacity if visible < capacity else 0
     # What lies before the end of the ring, and then what has gone around it.
     before = min(visible, capacity - start)
     pieces = (before + KEYS - 1) // KEYS
@@ -100,7 +88,40 @@ def _slots(length: int, capacity: int, span: int, piece: int) -> Any:
     return first, max(0, min(KEYS, visible - before - first))
 
 
-@jit
+@jit_within
+def _in_blocks(count: int, dim: int) -> int:
+    """How many of so many positions are worked on in blocks of LANES; the rest, one by one."""
+    return count // LANES * LANES if dim % LANES == 0 else 0
+
+
+@jit_within
+def _logits(
+    logits: Any, query: Any, keys: Any, values: Any, stride: int, value_stride: int, row: int, count: int, options: Any
+) -> None:
+    """logits[head, j] = query[head] · keys[row + j]; meanwhile the first values are fetched."""
+    dim, kv_heads = options.dim, options.kv_heads
+    group = options.heads // kv_heads
+    whole = _in_blocks(count, dim)
+    for j in range(0, whole, LANES):
+        for kv_head in range(kv_heads):
+            key = (row + j) * stride + kv_head * dim
+            ahead = address_of(keys, key + LANES * stride)
+            if j + LANES >= whole:
+                ahead = address_of(values, row * value_stride + kv_head * dim)
+            for head in range(kv_head * group, (kv_head + 1) * group):
+                block_logits(logits, head * KEYS + j, keys, key, stride, query, head * dim, dim, ahead)
+    for j in range(whole, count):
+        for kv_head in range(kv_heads):
+            key = (row + j) * stride + kv_head * dim
+            for head in range(kv_head * group, (kv_head + 1) * group):
+                at = head * dim
+                logit = _ZERO
+                for d in range(dim):
+                    logit += query[np.uintp(at + d)] * load(keys, key + d)
+                logits[np.uintp(head * KEYS + j)] = logit
+
+
+@jit_within
 def _softmax(s: Any, at: int, count: int) -> Any:
     """Logits become weights relative to the largest: (the largest, the sum of the weights)."""
     largest = _MINUS_INFINITY
@@ -114,29 +135,29 @@ def _softmax(s: Any, at: int, count: int) -> Any:
     return largest, total
 
 
-@jit
-def _add_values(weights: Any, v: Any, row: int, count: int, options: Any, result: Any, result_at: int) -> None:
-    """result[head] = Σ_j weights[head, j] · v[row + j], four keys at a time: the result is read and written once."""
-    dim = options.dim
-    group = options.heads // options.kv_heads
-    values, stride = v.flat, v.stride
+@jit_within
+def _add_values(
+    weights: Any, values: Any, stride: int, row: int, count: int, options: Any, result: Any, result_at: int
+) -> None:
+    """result[head] = Σ_j weights[head, j] · values[row + j]."""
+    dim, kv_heads = options.dim, options.kv_heads
+    group = options.heads // kv_heads
     for i in range(options.heads * dim):
         result[np.uintp(result_at + i)] = _ZERO
-    for j in range(0, count - 3, 4):
-        for kv_head in range(options.kv_heads):
+    whole = _in_blocks(count, dim)
+    for j in range(0, whole, LANES):
+        for kv_head in range(kv_heads):
             value = (row + j) * stride + kv_head * dim
+            ahead = address_of(values, value + LANES * stride)
             for head in range(kv_head * group, (kv_head + 1) * group):
                 at, w = result_at + head * dim, head * KEYS + j
-                w0, w1, w2, w3 = (
-                    weights[np.uintp(w)], weights[np.uintp(w + 1)], weights[np.uintp(w + 2)], weights[np.uintp(w + 3)],
-                )  # fmt: skip
-                for d in range(dim):
-                    result[np.uintp(at + d)] += (
-                        w0 * load(values, value + d) + w1 * load(values, value + stride + d)
-                        + w2 * load(values, value + 2 * stride + d) + w3 * load(values, value + 3 * stride + d)
-                    )  # fmt: skip
-    for j in range(count // 4 * 4, count):
-        for kv_head in range(options.kv_heads):
+                for d in range(0, dim - 2 * LANES + 1, 2 * LANES):
+                    add_wide_block_of_values(result, at + d, weights, w, values, value + d, stride, ahead)
+                if dim % (2 * LANES) != 0:
+                    d = dim - LANES
+                    add_block_of_values(result, at + d, weights, w, values, value + d, stride, ahead)
+    for j in range(whole, count):
+        for kv_head in range(kv_heads):
             value = (row + j) * stride + kv_head * dim
             for head in range(kv_head * group, (kv_head + 1) * group):
                 at, w0 = result_at + head * dim, weights[np.uintp(head * KEYS + j)]
@@ -144,31 +165,33 @@ def _add_values(weights: Any, v: Any, row: int, count: int, options: Any, result
                     result[np.uintp(at + d)] += w0 * load(values, value + d)
 
 
-@jit
+@jit_within
 def combine_pieces(
-    pieces: int, heads: int, dim: int, partial: Any, statistics: Any, out: Any, begin: int, end: int
+    sequence: int, pieces: int, heads: int, dim: int, partial: Any, statistics: Any, out: Any, target: int, result: Any
 ) -> None:
-    """out of sequences [begin, end): partial results weighted by their log-sum-exp, in the order of the pieces."""
-    flat = out.flat
-    for sequence in range(begin, end):
-        for head in range(heads):
-            largest = _MINUS_INFINITY
-            for piece in range(pieces):
-                largest = maximum(largest, statistics[0, (sequence * pieces + piece) * heads + head])
-            target = sequence * out.stride + head * dim
-            if largest == _MINUS_INFINITY:
-                for d in range(dim):
-                    store(flat, target + d, _ZERO)
-                continue
-            result = np.zeros(dim, np.float32)
-            total = _ZERO
-            for piece in range(pieces):
-                row = (sequence * pieces + piece) * heads + head
-                if statistics[0, row] > _MINUS_INFINITY:
-                    factor = exp_of_nonpositive(statistics[0, row] - largest)
-                    total += factor * statistics[1, row]
-                    for d in range(dim):
-                        result[np.uintp(d)] += factor * partial[np.uintp(row * dim + d)]
-            inverse = _ONE / total
+    """out[target:] of a sequence: partial results weighted by their log-sum-exp, in the order of the pieces.
+
+    result is a buffer (D).
+    """
+    for head in range(heads):
+        largest = _MINUS_INFINITY
+        for piece in range(pieces):
+            largest = maximum(largest, statistics[0, (sequence * pieces + piece) * heads + head])
+        at = target + head * dim
+        if largest == _MINUS_INFINITY:
             for d in range(dim):
-                store(flat, target + d, result[np.uintp(d)] * inverse)
+                store(out, at + d, _ZERO)
+            continue
+        for d in range(dim):
+            result[np.uintp(d)] = _ZERO
+        total = _ZERO
+        for piece in range(pieces):
+            row = (sequence * pieces + piece) * heads + head
+            if statistics[0, row] > _MINUS_INFINITY:
+                factor = exp_of_nonpositive(statistics[0, row] - largest)
+                total += factor * statistics[1, row]
+                for d in range(dim):
+                    result[np.uintp(d)] += factor * partial[np.uintp(row * dim + d)]
+        inverse = _ONE / total
+        for d in range(dim):
+            store(out, at + d, result[np.uintp(d)] * inverse)

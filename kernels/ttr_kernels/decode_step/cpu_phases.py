@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..attention.cpu_tile import Rows
-from ..common.compilation import jit
+from ..common.compilation import jit, jit_within
 from ..common.dot_products import dot_products
 from ..common.storage import store
 from ..common.team import done, take, wait
 from ..common.vector_math import sincos_of_phase
-from ..decode_attention.cpu_pieces import Options, attend_pieces, combine_pieces
+from ..decode_attention.cpu_pieces import KEYS, Options, attend_piece, combine_pieces
 from ..geglu.cpu import phi_tanh
 from . import BLOCK_WEIGHTS, MODEL_WEIGHTS
 
@@ -65,8 +65,11 @@ def step_phases(
     batch, width = sizes.batch, sizes.heads * sizes.dim
     rows = np.empty(batch * max(sizes.embed_dim, width, 2 * sizes.features), np.float32)
     tile = np.empty(batch * max(2 * _unit_rows(1), sizes.dim), np.float32)
-    cos, sin = _rotations(sizes, positions)
+    cos, sin = np.empty((2, batch * (sizes.dim // 2)), np.float32)
+    _rotate(sizes, positions, cos, sin)
     lengths = positions + 1
+    query, head_result = np.empty(width, np.float32), np.empty(sizes.dim, np.float32)
+    head_logits, ages = np.empty(sizes.heads * KEYS, np.float32), np.empty(KEYS, np.float32)
     _embed(sizes, model, vectors, matrices, tokens, times, gaps, x, rows, tile, control)
     phase = 1
     for block in range(sizes.blocks):
@@ -77,35 +80,33 @@ def step_phases(
         )  # fmt: skip
         _attend(
             sizes, keys[block], values[block], key_times[block], times, lengths, rings, rate[block], tau[block],
-            queries, partial, statistics, control, phase + 1,
+            queries, query, head_logits, ages, partial, statistics, control, phase + 1,
         )  # fmt: skip
-        _add_attention(sizes, weights, matrices, partial, statistics, x, rows, tile, control, phase + 2)
+        _add_attention(sizes, weights, matrices, partial, statistics, head_result, x, rows, tile, control, phase + 2)
         _gate(sizes, weights, vectors, matrices, x, hidden, rows, tile, control, phase + 3)
         _add_feed_forward(sizes, weights, matrices, hidden, x, tile, control, phase + 4)
         phase += PHASES_OF_A_BLOCK
     _predict(sizes, model, vectors, matrices, x, logits, rows, control, phase)
 
 
-@jit
+@jit_within
 def _unit_rows(inner: int) -> int:
     """Rows of a matrix of `inner` columns in a unit: a multiple of 8, at most 512."""
     return max(8, min(512, _UNIT // inner // 8 * 8))
 
 
-@jit
-def _rotations(sizes: Any, positions: Any) -> Any:
+@jit_within
+def _rotate(sizes: Any, positions: Any, cos: Any, sin: Any) -> None:
     """cos and sin (B, D / 2) of position · base^(−2j / D)."""
     half = sizes.dim // 2
-    cos, sin = np.empty((sizes.batch, half), np.float32), np.empty((sizes.batch, half), np.float32)
     for j in range(half):
         frequency = sizes.rope_base ** (-2.0 * j / sizes.dim)
         for b in range(sizes.batch):
-            s, c = sincos_of_phase(positions[b] * frequency)
-            cos[b, j], sin[b, j] = c, s
-    return cos, sin
+            at = np.uintp(b * half + j)
+            sin[at], cos[at] = sincos_of_phase(positions[b] * frequency)
 
 
-@jit
+@jit_within
 def _norm(x: Any, batch: int, width: int, weights: Any, at: int, eps: Any, out: Any) -> None:
     """out = x / sqrt(mean(x²) + eps) · weight, row by row."""
     for b in range(batch):
@@ -117,7 +118,7 @@ def _norm(x: Any, batch: int, width: int, weights: Any, at: int, eps: Any, out: 
             out[np.uintp(b * width + j)] = x[np.uintp(b * width + j)] * r * weights[np.uintp(at + j)]
 
 
-@jit
+@jit_within
 def _features(
     row: int, kind: int, count: int, model: Any, vectors: Any, moments: Any, width: int, first: int, out: Any
 ) -> None:
@@ -130,7 +131,7 @@ def _features(
         out[row * width + first + k] = np.float32(angle) if k == 0 else sine
 
 
-@jit
+@jit_within
 def _embed(
     sizes: Any, model: Any, vectors: Any, matrices: Any, tokens: Any, times: Any, gaps: Any, x: Any, rows: Any,
     tile: Any, control: Any,
@@ -164,7 +165,7 @@ def _embed(
     wait(control, 0, units)
 
 
-@jit
+@jit_within
 def _project(
     sizes: Any, weights: Any, vectors: Any, matrices: Any, keys: Any, values: Any, key_times: Any, times: Any,
     positions: Any, rings: Any, cos: Any, sin: Any, x: Any, queries: Any, rows: Any, tile: Any, control: Any,
@@ -192,14 +193,14 @@ def _project(
             slot = rings[b] * sizes.capacity + positions[b] % sizes.capacity
             if unit == 0:
                 key_times[slot] = times[b]
-            c, s = cos[b], sin[b]
             for head in range(first, first + count):
                 at = (b * count + head - first) * dim
                 if head < heads + kv_heads:
                     for j in range(half):
                         u, v = tile[np.uintp(at + j)], tile[np.uintp(at + half + j)]
-                        tile[np.uintp(at + j)] = u * c[j] - v * s[j]
-                        tile[np.uintp(at + half + j)] = u * s[j] + v * c[j]
+                        c, s = cos[np.uintp(b * half + j)], sin[np.uintp(b * half + j)]
+                        tile[np.uintp(at + j)] = u * c - v * s
+                        tile[np.uintp(at + half + j)] = u * s + v * c
                 if head < heads:
                     for j in range(dim):
                         queries[np.uintp((b * heads + head) * dim + j)] = tile[np.uintp(at + j)]
@@ -213,12 +214,12 @@ def _project(
     wait(control, phase, units)
 
 
-@jit
+@jit_within
 def _attend(
     sizes: Any, keys: Any, values: Any, key_times: Any, times: Any, lengths: Any, rings: Any, rate: Any, tau: Any,
-    queries: Any, partial: Any, statistics: Any, control: Any, phase: int,
+    queries: Any, query: Any, head_logits: Any, ages: Any, partial: Any, statistics: Any, control: Any, phase: int,
 ) -> None:  # fmt: skip
-    """The pieces of decode_attention."""
+    """The pieces of decode_attention; query, head_logits and ages are its buffers."""
     dim, stride = sizes.dim, sizes.kv_heads * sizes.dim
     options = Options(
         sizes.heads, sizes.kv_heads, dim, sizes.capacity, sizes.span, sizes.bias, np.float32(1.0 / np.sqrt(dim))
@@ -229,18 +230,18 @@ def _attend(
         unit = take(control, phase)
         if unit >= units:
             break
-        attend_pieces(
-            sizes.pieces, q, k, v, lengths, rings, times, key_times, rate, tau, options, partial, statistics, unit,
-            unit + 1,
+        attend_piece(
+            unit, sizes.pieces, q, k, v, lengths, rings, times, key_times, rate, tau, options, query, head_logits, ages,
+            partial, statistics,
         )  # fmt: skip
         done(control, phase)
     wait(control, phase, units)
 
 
-@jit
+@jit_within
 def _add_attention(
-    sizes: Any, weights: Any, matrices: Any, partial: Any, statistics: Any, x: Any, rows: Any, tile: Any, control: Any,
-    phase: int,
+    sizes: Any, weights: Any, matrices: Any, partial: Any, statistics: Any, head_result: Any, x: Any, rows: Any,
+    tile: Any, control: Any, phase: int,
 ) -> None:  # fmt: skip
     """x += W · the combined attention."""
     batch, width, inner = sizes.batch, sizes.embed_dim, sizes.heads * sizes.dim
@@ -252,14 +253,17 @@ def _add_attention(
         if unit >= units:
             break
         if not ready:
-            combine_pieces(sizes.pieces, sizes.heads, sizes.dim, partial, statistics, Rows(rows, inner), 0, batch)
+            for b in range(batch):
+                combine_pieces(
+                    b, sizes.pieces, sizes.heads, sizes.dim, partial, statistics, rows, b * inner, head_result
+                )  # fmt: skip
             ready = True
         _add_product(matrices, weights[_OUTPUT], unit * step, step, width, inner, rows, batch, x, tile)
         done(control, phase)
     wait(control, phase, units)
 
 
-@jit
+@jit_within
 def _add_product(
     matrices: Any, at: int, first: int, step: int, width: int, inner: int, rows: Any, batch: int, x: Any, tile: Any
 ) -> None:
@@ -271,7 +275,7 @@ def _add_product(
             x[np.uintp(b * width + first + j)] += tile[np.uintp(b * count + j)]
 
 
-@jit
+@jit_within
 def _gate(
     sizes: Any, weights: Any, vectors: Any, matrices: Any, x: Any, hidden: Any, rows: Any, tile: Any, control: Any,
     phase: int,
@@ -303,7 +307,7 @@ def _gate(
     wait(control, phase, units)
 
 
-@jit
+@jit_within
 def _add_feed_forward(
     sizes: Any, weights: Any, matrices: Any, hidden: Any, x: Any, tile: Any, control: Any, phase: int
 ) -> None:
@@ -320,7 +324,7 @@ def _add_feed_forward(
     wait(control, phase, units)
 
 
-@jit
+@jit_within
 def _predict(
     sizes: Any, model: Any, vectors: Any, matrices: Any, x: Any, logits: Any, rows: Any, control: Any, phase: int
 ) -> None:

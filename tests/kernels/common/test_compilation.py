@@ -159,13 +159,43 @@ q, k, v = (rng.standard_normal((1, 300, 2, 32)).astype(np.float32) for _ in rang
 print(hashlib.sha256(attention(q, k, v).tobytes()).hexdigest())
 """
 
+# Forty steps of two sequences: every phase of the fused step, over more than one piece of keys.
+DECODING = """
+import hashlib
+import numpy as np
+from ttr_kernels.decode_step import Architecture, FusedStep
+shape = Architecture(
+    embed_dim=88, hidden_dim=120, heads=4, kv_heads=2, dim=22, blocks=2, vocabulary=61, features=6, kinds="both",
+    time_bias="log", time_scale=3.0, time_span=500.0, rope_base=10000.0, norm_eps=1e-6,
+)
+rng = np.random.default_rng(0)
+vectors = rng.standard_normal(61 * 88 + 500).astype(np.float32)
+matrices = (0.1 * rng.standard_normal(150_000)).astype(np.float32)
+names = ("absolute.frequency", "absolute.phase", "gap.frequency", "gap.phase", "final_norm")
+model = {"table": 0, "project": 0, "head": 2000} | {name: 61 * 88 + 20 * at for at, name in enumerate(names)}
+block = {"attention_norm": 0, "qkv": 8000, "output": 30_000, "feed_forward_norm": 99, "up": 50_000, "down": 90_000}
+keys, values = np.zeros((2, 2, 2, 150, 2, 22), np.float32)
+step = FusedStep(shape, vectors, matrices, model, [block, block], keys, values, np.zeros((2, 2, 150)), span=150)
+rate, tau = np.full((2, 2, 4), [[[0.5]], [[3.0]]], np.float32)
+digest = hashlib.sha256()
+for position in range(40):
+    # As if 120 positions had come before: two pieces of keys.
+    for array in step(
+        np.array([position, 3], np.int32), np.array([2.0, 3.0]) * position, np.array([2.0, 3.0]),
+        np.full(2, 120 + position), np.arange(2), rate, tau,
+    ):
+        digest.update(array.tobytes())
+print(digest.hexdigest())
+"""
 
-def test_kernels_read_from_disk_give_the_bits_of_those_just_compiled(tmp_path):
+
+@pytest.mark.parametrize("script", [ATTENTION, DECODING], ids=["attention", "decoding"])
+def test_kernels_read_from_disk_give_the_bits_of_those_just_compiled(script, tmp_path):
     """What kernels call on a row is inlined: of a function with a copy in each kernel, either might run."""
     environment = {**os.environ, "TTR_CACHE_DIR": str(tmp_path)}
     runs = [
         subprocess.run(
-            [sys.executable, "-c", ATTENTION], env=environment, capture_output=True, text=True, check=True, timeout=600
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=600
         )
         for _ in range(2)
     ]
