@@ -1,5 +1,7 @@
 """`ttr-gpu serve` as a process: its answers, its end and its state, tokens, and what it refuses to begin with."""
 
+import contextlib
+import itertools
 import json
 import re
 import signal
@@ -41,29 +43,38 @@ def test_streams_outlive_the_service(run, tmp_path):
     assert len(list(state.iterdir())) == 2
 
 
+@contextlib.contextmanager
+def pushing(served, count):
+    """So many clients that push until they are cut off, each to a stream of its own and at its fifth event by now; the
+    events that each was told of. Left when the service has ended."""
+    acknowledged = {}
+
+    def client(name):
+        for number in itertools.count():
+            try:
+                status, told = push(served, name, f"type-{number % 5}", 1.7e9 + number)
+            except (OSError, ValueError):
+                return
+            if status != 200:
+                return
+            acknowledged[name] = told["events"]
+
+    clients = [threading.Thread(target=client, args=(f"client {i}",), daemon=True) for i in range(count)]
+    for each in clients:
+        each.start()
+    while len(acknowledged) < count or min(acknowledged.values()) < 5:
+        assert served.process.poll() is None
+        time.sleep(0.01)
+    yield acknowledged
+    for each in clients:
+        each.join(30)
+
+
 def test_what_was_answered_before_the_end_is_in_the_state(run, tmp_path):
-    """Clients push until they are cut off: each event that was acknowledged is found again."""
-    state, acknowledged = tmp_path / "state", {}
-    with Served(run, "--state", state) as served:
-
-        def client(name):
-            for number in range(10_000):
-                try:
-                    status, told = push(served, name, f"type-{number % 5}", 1.7e9 + number)
-                except (OSError, ValueError):
-                    return
-                if status != 200:
-                    return
-                acknowledged[name] = told["events"]
-
-        clients = [threading.Thread(target=client, args=(f"client {i}",)) for i in range(6)]
-        for each in clients:
-            each.start()
-        while len(acknowledged) < 6 or min(acknowledged.values()) < 5:
-            assert served.process.poll() is None
+    """Each event that was acknowledged is found again."""
+    state = tmp_path / "state"
+    with Served(run, "--state", state) as served, pushing(served, 6) as acknowledged:
         assert served.end()[0] == 0
-        for each in clients:
-            each.join(30)
     with Served(run, "--state", state) as served:
         found = {each["stream"]: each["events"] for each in served.call("/streams")[1]["streams"]}
     assert set(found) == set(acknowledged)
@@ -74,32 +85,16 @@ def test_what_was_answered_before_the_end_is_in_the_state(run, tmp_path):
 
 def test_a_service_that_is_killed_has_saved_what_came_before(run, tmp_path):
     """SIGKILL while clients push: each stream is found as it was after some request, and not longer ago than said."""
-    state, acknowledged, last_kept = tmp_path / "state", {}, {}
-    with Served(run, "--state", state, "--save-every", "1") as served:
-
-        def client(name):
-            for number in range(100_000):
-                try:
-                    told = push(served, name, f"type-{number % 5}", 1.7e9 + number)[1]
-                except (OSError, ValueError):
-                    return
-                acknowledged[name] = told["events"]
-
-        clients = [threading.Thread(target=client, args=(f"client {i}",)) for i in range(4)]
-        for each in clients:
-            each.start()
-        while len(acknowledged) < 4 or min(acknowledged.values()) < 5:
-            assert served.process.poll() is None
+    state = tmp_path / "state"
+    with Served(run, "--state", state, "--save-every", "1") as served, pushing(served, 4) as acknowledged:
         # What is acknowledged now, and twice written since, cannot be lost.
-        last_kept.update(acknowledged)
+        last_kept = dict(acknowledged)
         for _ in range(2):
             before = saves(served)
             while saves(served) == before:
                 time.sleep(0.02)
         served.process.kill()
         served.process.communicate()
-        for each in clients:
-            each.join(30)
     (state / f".{'0' * 32}.stream.partial-1").write_bytes(b"half")
     with Served(run, "--state", state) as served:
         assert ", 4 loaded;" in served.said
