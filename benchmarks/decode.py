@@ -1,11 +1,12 @@
-"""Tokens per second of decoding: the same at every position, and beside a key/value cache in PyTorch."""
+"""Tokens per second of decoding: the same at every position, and beside a key/value cache in PyTorch, each in float32
+and in bfloat16."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -24,8 +25,17 @@ BATCHES = (1, 16)
 POSITIONS = (1_000, 10_000, 100_000)
 # Steps of one call.
 STEPS = 32
-# What the logits may differ by, as a share of the largest.
-AGREEMENT = 1e-4
+# What the logits may differ by, as a share of the largest. Ours in bfloat16 are rounded less often than the peer's.
+AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2}
+
+
+class Setting(NamedTuple):
+    """What a contender decodes, and which side it is."""
+
+    side: str
+    precision: str
+    batch: int
+    position: int
 
 
 def stream(batch: int, position: int) -> tuple[np.ndarray[Any, Any], Callable[[int], np.ndarray[Any, Any]]]:
@@ -34,14 +44,14 @@ def stream(batch: int, position: int) -> tuple[np.ndarray[Any, Any], Callable[[i
     return np.cumsum(gaps, axis=1), lambda at: (np.arange(batch) * 131 + at * 7919) % MODEL.vocabulary_size
 
 
-def make_ours(threads: int, batch: int, position: int) -> Callable[[], list[float]]:
+def make_ours(threads: int, precision: str, batch: int, position: int) -> Callable[[], list[float]]:
     """Our decoding, after a prefill up to `position`."""
     from ttr_gpu.model import TransformerModel
     from ttr_kernels.common.parallel import limit_blas, set_threads
 
     set_threads(threads)
     limit_blas()
-    model = TransformerModel(MODEL)
+    model = TransformerModel(MODEL, precision_name=precision)
     times, tokens = stream(batch, position)
     cache = model.new_cache(batch)
     past = np.array([tokens(at) for at in range(position)]).T.reshape(-1)
@@ -50,7 +60,7 @@ def make_ours(threads: int, batch: int, position: int) -> Callable[[], list[floa
     return _steps(lambda *step: model.decode_step(*step, cache), tokens, position, times[:, -1])
 
 
-def make_peer(threads: int, batch: int, position: int) -> Callable[[], list[float]]:
+def make_peer(threads: int, precision: str, batch: int, position: int) -> Callable[[], list[float]]:
     """PyTorch's, from the same weights, after as many steps."""
     import torch
 
@@ -61,11 +71,11 @@ def make_peer(threads: int, batch: int, position: int) -> Callable[[], list[floa
     torch.set_num_threads(threads)
     model = torch_model.TorchModel(MODEL)
     torch_model.load_weights(model, TransformerModel(MODEL))
-    decoder = torch_decode.Decoder(model, batch)
+    decoder = torch_decode.Decoder(model, batch, bfloat16=precision == "bfloat16")
     times, tokens = stream(batch, position)
 
     def step(token: np.ndarray[Any, Any], time: np.ndarray[Any, Any]) -> Any:
-        return decoder.step(torch.from_numpy(token.astype(np.int64)), torch.from_numpy(time)).numpy()
+        return decoder.step(torch.from_numpy(token.astype(np.int64)), torch.from_numpy(time)).float().numpy()
 
     for at in range(position):
         step(tokens(at), np.ascontiguousarray(times[:, at]))
@@ -84,7 +94,7 @@ def _steps(
         for _ in range(STEPS):
             now = now + MODEL.time_scale
             logits = step(tokens(at), now)
-            first = first or logits[-1, :64].tolist()
+            first = first or logits[-1, :64].astype(np.float32).tolist()
             at += 1
         return first
 
@@ -99,53 +109,65 @@ def _steps(
 )
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
 def decode(threads: int | None, turns: int, calls: int, output: Path | None) -> None:
-    """Time decoding at positions 1k, 10k and 100k, and beside PyTorch's with 1 and 16 sequences, in turns."""
+    """Time decoding at positions 1k, 10k and 100k, and beside PyTorch's, in turns.
+
+    Beside PyTorch's stand 1 and 16 sequences, in float32 and in bfloat16.
+    """
     threads = threads or machine()["cores"]
     packages = find_packages()
-    wanted = [(OURS, make_ours, 1, position) for position in POSITIONS]
-    wanted += [(OURS, make_ours, batch, POSITIONS[0]) for batch in BATCHES[1:]]
-    if packages:
-        wanted += [(PEER, make_peer, batch, POSITIONS[0]) for batch in BATCHES]
+    begin = POSITIONS[0]
+    wanted = [Setting(OURS, "float32", 1, position) for position in POSITIONS[1:]]
+    wanted += [
+        Setting(side, precision, batch, begin)
+        for precision in AGREEMENT
+        for batch in BATCHES
+        for side in ((OURS, PEER) if packages else (OURS,))
+    ]
     with contextlib.ExitStack() as stack:
         contenders, first = {}, {}
-        for name, make, batch, position in wanted:
-            key = (name, batch, position)
-            contenders[key] = stack.enter_context(Contender(name, make, threads, batch, position))
+        for setting in wanted:
+            make = make_ours if setting.side == OURS else make_peer
+            contenders[setting] = stack.enter_context(Contender(setting.side, make, threads, *setting[1:]))
             # One after the other: the first call compiles kernels and reads the past.
-            first[key] = contenders[key].call(1)[0].value
-        if packages:
-            check_agreement([(first[OURS, batch, POSITIONS[0]], first[PEER, batch, POSITIONS[0]]) for batch in BATCHES])
+            first[setting] = contenders[setting].call(1)[0].value
+        for setting, logits in first.items():
+            if setting.side == PEER:
+                ours = first[setting._replace(side=OURS)]
+                check_agreement([(ours, logits)], AGREEMENT[setting.precision])
         timed = dict(zip(contenders, take_turns(list(contenders.values()), turns=turns, calls=calls), strict=True))
     result = summarize(timed, threads)
     print_table(result)
     write_result(output or result_file("decode"), "decode", result, *packages)
 
 
-def check_agreement(pairs: list[tuple[list[float], list[float]]]) -> None:
+def check_agreement(pairs: list[tuple[list[float], list[float]]], allowed: float = AGREEMENT["float32"]) -> None:
     """Both sides must compute the same: otherwise their times say nothing."""
     for ours, peer in pairs:
         difference, largest = np.abs(np.subtract(ours, peer)).max(), np.abs(peer).max()
         # A NaN compares as false: it must not pass for agreement.
-        if not difference <= AGREEMENT * largest:
+        if not difference <= allowed * largest:
             raise click.ClickException(f"the logits of the first step differ by {difference:.2g} of {largest:.2g}")
 
 
-def summarize(timed: dict[tuple[str, int, int], list[list[Call]]], threads: int) -> dict[str, Any]:
+def summarize(timed: dict[Setting, list[list[Call]]], threads: int) -> dict[str, Any]:
     """What the result file says beyond machine and versions."""
     rows = []
-    for (name, batch, position), turns in timed.items():
+    for setting, turns in timed.items():
         seconds = Spread.of([call.seconds / STEPS for turn in turns for call in turn])
         rows.append({
-            "side": name, "batch": batch, "position": position, "seconds_per_step": seconds._asdict(),
-            "tokens_per_second": batch / seconds.median,
+            **setting._asdict(), "seconds_per_step": seconds._asdict(),
+            "tokens_per_second": setting.batch / seconds.median,
         })  # fmt: skip
-    base = timed[OURS, 1, POSITIONS[0]]
-    flatness = {str(position): ratio(timed[OURS, 1, position], base)._asdict() for position in POSITIONS[1:]}
-    ratios = {
-        str(batch): ratio(timed[PEER, batch, POSITIONS[0]], timed[OURS, batch, POSITIONS[0]])._asdict()
-        for batch in BATCHES
-        if (PEER, batch, POSITIONS[0]) in timed
+    base = Setting(OURS, "float32", 1, POSITIONS[0])
+    flatness = {
+        str(position): ratio(timed[base._replace(position=position)], timed[base])._asdict()
+        for position in POSITIONS[1:]
     }
+    ratios: dict[str, dict[str, Any]] = {}
+    for setting in timed:
+        if setting.side == PEER:
+            spread = ratio(timed[setting], timed[setting._replace(side=OURS)])
+            ratios.setdefault(setting.precision, {})[str(setting.batch)] = spread._asdict()
     return {
         "threads": threads, "window": WINDOW, "steps": STEPS, "model": MODEL.model_dump(), "rows": rows,
         "time_over_that_at_1000": flatness, "peer_over_ours": ratios,
@@ -154,21 +176,25 @@ def summarize(timed: dict[tuple[str, int, int], list[list[Call]]], threads: int)
 
 def print_table(result: dict[str, Any]) -> None:
     """The result as a table."""
-    print(f"decoding, float32, window {result['window']}, {result['threads']} threads, {machine()['cpu']}")
-    print(f"{'':<10} {'batch':>6} {'position':>9} {'median':>10} {'quartiles':>18} {'tokens/s':>9}")
+    print(f"decoding, window {result['window']}, {result['threads']} threads, {machine()['cpu']}")
+    print(f"{'':<19} {'batch':>6} {'position':>9} {'median':>10} {'quartiles':>18} {'tokens/s':>9}")
     for row in result["rows"]:
         seconds = row["seconds_per_step"]
         quartiles = f"{1e3 * seconds['lower']:.2f} – {1e3 * seconds['upper']:.2f}"
         print(
-            f"{row['side']:<10} {row['batch']:>6} {row['position']:>9} {1e3 * seconds['median']:>7.2f} ms "
-            f"{quartiles:>15} ms {row['tokens_per_second']:>9.0f}"
+            f"{row['side']:<9} {row['precision']:<9} {row['batch']:>6} {row['position']:>9} "
+            f"{1e3 * seconds['median']:>7.2f} ms {quartiles:>15} ms {row['tokens_per_second']:>9.0f}"
         )
     for position, spread in result["time_over_that_at_1000"].items():
         print(
             f"a step at {position} takes {spread['median']:.3f} times as long as at {POSITIONS[0]} {_quartiles(spread)}"
         )
-    for batch, spread in result["peer_over_ours"].items():
-        print(f"batch {batch}: {PEER} takes {spread['median']:.2f} times as long as {OURS} {_quartiles(spread)}")
+    for precision, batches in result["peer_over_ours"].items():
+        for batch, spread in batches.items():
+            print(
+                f"{precision}, batch {batch}: {PEER} takes {spread['median']:.2f} times as long as {OURS} "
+                f"{_quartiles(spread)}"
+            )
 
 
 def _quartiles(spread: dict[str, float]) -> str:

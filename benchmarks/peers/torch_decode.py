@@ -1,7 +1,8 @@
 """Decoding with a key/value cache in PyTorch: the peer of `benchmarks decode`, on the modules of torch_model.
 
 Static buffers of the window's size, written in place at position mod window; one `scaled_dot_product_attention` over
-all slots, with the time bias as its additive mask.
+all slots, with the time bias as its additive mask. In bfloat16, matrices, activations and buffers are; what times go
+through, the angles and the mask stay float32, which is no slower than a mask in bfloat16.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .torch_model import Attention, TorchModel, rotate
+from .torch_model import Attention, Time2Vec, TimeBias, TorchModel, rotate
 
 
 class Decoder:
@@ -19,14 +20,21 @@ class Decoder:
     Args:
         model: with a window and a time bias.
         batch: number of sequences.
+        bfloat16: whether the model, which is converted in place, is to decode in bfloat16.
     """
 
-    def __init__(self, model: TorchModel, batch: int) -> None:
+    def __init__(self, model: TorchModel, batch: int, *, bfloat16: bool = False) -> None:
         config = model.config
         assert config.window is not None
+        if bfloat16:
+            for module in model.modules():
+                if not isinstance(module, Time2Vec | TimeBias):
+                    for parameter in module.parameters(recurse=False):
+                        parameter.data = parameter.data.bfloat16()
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.model, self.window, self.position = model, config.window, 0
         shape = (config.num_layers, batch, config.kv_heads, self.window, config.head_dim)
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        self.keys, self.values = torch.zeros((2, *shape), dtype=self.dtype)
         self.times = torch.zeros(batch, self.window, dtype=torch.float64)
         # −inf in slots that hold no position yet.
         self.mask = torch.full((1, 1, 1, self.window), -torch.inf)
@@ -42,7 +50,7 @@ class Decoder:
         self.mask[..., slot] = 0.0
         age = (times[:, None] - self.times).float().clamp_(min=0.0)[:, None, None]
         angle = self.position * self.frequency
-        cos, sin = angle.cos().float(), angle.sin().float()
+        cos, sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
         x = model.embedding.token(tokens)[:, None]
         if model.embedding.time is not None:

@@ -63,7 +63,7 @@ class TimeEncoding(nn.Module):
         gaps = times.diff(dim=-1, prepend=times[..., :1]).masked_fill(first, 0.0)
         inputs = {"absolute": times / self.span, "gap": torch.log1p(gaps / self.scale)}
         features = [self.get_submodule(kind)(inputs[kind]) for kind in self.kinds]
-        return F.linear(torch.cat(features, dim=-1), self.weight)
+        return F.linear(torch.cat(features, dim=-1).to(self.weight.dtype), self.weight)
 
 
 class TimeBias(nn.Module):
