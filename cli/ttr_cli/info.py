@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import click
 
+# By who multiplies, see ttr_kernels.matmul.cpu.
+_FLOAT32 = {
+    "split": "on the matrix unit (AMX), of three bfloat16 parts each", "own": "by own kernels", "blas": "by the BLAS"
+}  # fmt: skip
+
 
 @click.command()
 @click.option("--keys", is_flag=True, help="List every key of `ttr-gpu train --set` with its default.")
@@ -22,7 +27,7 @@ def info(keys: bool, distributed: bool) -> None:
     from ttr_gpu.backend import choose_backend, gpu_facts
     from ttr_kernels.common.compilation import cache_directory
     from ttr_kernels.common.parallel import available_cores, blas_versions, get_threads
-    from ttr_kernels.matmul import sgemm
+    from ttr_kernels.matmul.cpu import float32_products
     from ttr_kernels.matmul.onednn import why_not_bfloat16
 
     for name in ("ttr-gpu", "numpy", "numba", "ml_dtypes", "zarr", "tokenizers", "safetensors", "cupy-cuda13x",
@@ -36,7 +41,7 @@ def info(keys: bool, distributed: bool) -> None:
     click.echo(f"{'threads':<16} {get_threads()} for kernels and matrix products (train --threads)")
     for line in blas_versions():
         click.echo(f"{'blas':<16} {line}")
-    click.echo(f"{'float32':<16} matrix products {'by own kernels' if sgemm.is_used() else 'by the BLAS'}")
+    click.echo(f"{'float32':<16} matrix products {_FLOAT32[float32_products()]}")
     reason = why_not_bfloat16()
     multiplied = "in bfloat16, by oneDNN" if reason is None else f"in float32 ({reason})"
     click.echo(f"{'bfloat16':<16} matrix products {multiplied}")

@@ -1,11 +1,13 @@
 """Matrix products on CPU cores, one thread per block of the result (see common.parallel for why).
 
-float32 is multiplied by own blocks where those are ahead (see sgemm), else by the BLAS that NumPy ships; bfloat16 by
-oneDNN where that is there (see onednn), else as float32.
+float32 is multiplied on the matrix unit where there is one (see split_sgemm), by own blocks where those are ahead (see
+sgemm), else by the BLAS that NumPy ships; bfloat16 by oneDNN where that is there (see onednn), else as float32.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +20,37 @@ from ..common.parallel import parallel_for, single_threaded_blas
 from ..common.reductions import add_column_sums
 from ..common.scratch import thread_scratch
 from ..common.storage import load, store
-from . import blas, onednn, sgemm
+from . import blas, onednn, sgemm, split_sgemm
 from .micro_kernel import COLUMNS, ROWS
+from .split_kernel import BLOCK
 
 if TYPE_CHECKING:
     from . import LinearSaved
 
 # Multiplications that make it worth waking a second thread.
 _MULTIPLICATIONS = 1 << 20
+
+
+@functools.cache
+def float32_products() -> str:
+    """Who multiplies float32, if the product is large enough: "split", "own" or "blas", the first that is ahead
+    here, or what TTR_FLOAT32_GEMM says, if that is possible here."""
+    wish = os.environ.get("TTR_FLOAT32_GEMM", "auto")
+    if wish in ("auto", "split") and split_sgemm.is_possible():
+        return "split"
+    if sgemm.is_ahead() if wish == "auto" else wish != "blas" and sgemm.is_possible():
+        return "own"
+    return "blas"
+
+
+def _blocks(a: Array, b: Array, out: Array) -> tuple[Callable[..., None], int, int] | None:
+    """The function of own blocks that this product is one for, and their rows and columns."""
+    who = float32_products()
+    if who == "split" and split_sgemm.takes(a, b, out):
+        return split_sgemm.way_for(a, b), BLOCK, BLOCK
+    if who != "blas" and sgemm.takes(a, b, out):
+        return sgemm.multiply, ROWS, COLUMNS
+    return None
 
 
 def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
@@ -39,12 +64,12 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         _on_all_threads(onednn.multiply, a, b, out, accumulate)
         return
     a, b = in_float32(a, "matmul a"), in_float32(b, "matmul b")
-    direct = out.dtype == FLOAT32 and (sgemm.takes(a, b, out) or blas.takes(a, b, out))
+    direct = out.dtype == FLOAT32 and (_blocks(a, b, out) is not None or blas.takes(a, b, out))
     # NumPy calls BLAS only on a result whose rows are contiguous.
     direct = direct or (not accumulate and out.dtype == FLOAT32 and out.strides[1] == 4 and out.strides[0] > 0)
     result = out if direct else thread_scratch(out.size, "matmul out")[: out.size].reshape(out.shape)
-    if sgemm.takes(a, b, result):
-        _on_all_threads(sgemm.multiply, a, b, result, accumulate and direct, ROWS, COLUMNS)
+    if (blocks := _blocks(a, b, result)) is not None:
+        _on_all_threads(blocks[0], a, b, result, accumulate and direct, *blocks[1:])
     else:
         multiply = blas.multiply if blas.takes(a, b, result) else blas.multiply_with_numpy
         with single_threaded_blas():

@@ -35,6 +35,10 @@ def _vector(builder: Any, address: Any, offset: Any) -> Any:
     return builder.inttoptr(builder.add(address, offset), _VECTOR.as_pointer())
 
 
+def _stream(builder: Any, stored: Any) -> None:
+    stored.set_metadata("nontemporal", builder.module.add_metadata([_INDEX(1)]))
+
+
 @intrinsic
 def block_product(context: Any, c: Any, c_down: Any, a: Any, b: Any, inner: Any, write: Any) -> Any:
     """C (ROWS × COLUMNS) from a panel of A and one of B with `inner` > 0 columns and rows; `write`: SET, ADD or STREAM,
@@ -75,7 +79,7 @@ def block_product(context: Any, c: Any, c_down: Any, a: Any, b: Any, inner: Any,
                         value = builder.fadd(builder.load(pointer, align=4), value)
                     stored = builder.store(value, pointer, align=4 * LANES if number == STREAM else 4)
                     if number == STREAM:
-                        stored.set_metadata("nontemporal", builder.module.add_metadata([_INDEX(1)]))
+                        _stream(builder, stored)
             builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
@@ -119,16 +123,25 @@ transpose_square = intrinsic(_transposition(LANES))
 transpose_rows = intrinsic(_transposition(ROWS))
 
 
-@intrinsic
-def copy_vector(context: Any, target: Any, source: Any) -> Any:
-    """LANES floats from one address to another."""
+def _copy(way: int) -> Any:
+    def typing(context: Any, target: Any, source: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            to, start = (builder.inttoptr(argument, _VECTOR.as_pointer()) for argument in arguments)
+            value = builder.load(start, align=4)
+            if way == ADD:
+                value = builder.fadd(builder.load(to, align=4), value)
+            stored = builder.store(value, to, align=4 * LANES if way == STREAM else 4)
+            if way == STREAM:
+                _stream(builder, stored)
+            return context.get_dummy_value()
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        to, start = (builder.inttoptr(argument, _VECTOR.as_pointer()) for argument in arguments)
-        builder.store(builder.load(start, align=4), to, align=4)
-        return context.get_dummy_value()
+        return types.void(types.int64, types.int64), generate
 
-    return types.void(types.int64, types.int64), generate
+    return typing
+
+
+# LANES floats from one address to another; added to what is there; to a multiple of a vector, past the caches.
+copy_vector, add_vector, stream_vector = (intrinsic(_copy(way)) for way in (SET, ADD, STREAM))
 
 
 @intrinsic

@@ -8,7 +8,6 @@ summed over k in one order, whatever block it is in: results do not depend on th
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import numpy as np
@@ -42,34 +41,45 @@ _ZERO = np.float32(0.0)
 
 
 @functools.cache
-def is_used() -> bool:
-    """Whether float32 products are ours: with AVX-512 on Intel's processors, where NumPy's BLAS reaches two thirds of
-    what the arithmetic could do, or as TTR_FLOAT32_GEMM ("own" or "blas") says."""
-    wish = os.environ.get("TTR_FLOAT32_GEMM", "auto")
-    if wish in ("own", "blas"):
-        return wish == "own" and LANES >= 8
+def is_ahead() -> bool:
+    """Whether this is faster than NumPy's BLAS: with AVX-512 on Intel's processors, where that reaches two thirds of
+    what the arithmetic could do."""
     return LANES == 16 and not get_host_cpu_name().startswith("znver")
+
+
+def is_possible() -> bool:
+    """Whether this processor has vectors of at least 8 floats."""
+    return LANES >= 8
 
 
 def takes(a: Array, b: Array, out: Array) -> bool:
     """Whether this product is one for blocks: large enough to fill some, and its rows are written as they lie."""
-    return is_used() and min(out.shape[0], a.shape[1]) >= LANES and out.shape[1] >= COLUMNS and out.strides[1] == 4
+    return min(out.shape[0], a.shape[1]) >= LANES and out.shape[1] >= COLUMNS and out.strides[1] == 4
 
 
 def multiply(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     """out = a b, or out += a b, in float32, none of them empty. a and b may have any strides."""
     (m, k), n = a.shape, b.shape[1]
-    aligned = (out.ctypes.data | out.strides[0]) % (4 * LANES) == 0
-    way = ADD if accumulate else STREAM if aligned and 4 * m * n >= _STREAMED else SET
     tall = _TALL if a.strides[1] == 4 else _TALL_TRANSPOSED
-    inner = min(k, _INNER)
-    floats_of_a = -(-min(m, tall) // ROWS) * _panel(inner)
-    floats_of_b = -(-min(n, _WIDE) // COLUMNS) * COLUMNS * inner
-    scratch = thread_scratch(floats_of_b + floats_of_a + ROWS * COLUMNS, "product")
-    _multiply(
-        a.ctypes.data, *a.strides, b.ctypes.data, *b.strides, out.ctypes.data, out.strides[0], m, n, k, tall, way,
-        scratch.ctypes.data, floats_of_b, floats_of_a,
+    floats_of_b, floats_of_a, floats = scratch_floats(m, n, k, tall)
+    multiply_addresses(
+        a.ctypes.data, *a.strides, b.ctypes.data, *b.strides, out.ctypes.data, out.strides[0], m, n, k, tall,
+        way_of(out, accumulate), thread_scratch(floats, "product").ctypes.data, floats_of_b, floats_of_a,
     )  # fmt: skip
+
+
+def way_of(out: Array, accumulate: bool) -> int:
+    """How a result is written: SET, ADD or STREAM."""
+    aligned = (out.ctypes.data | out.strides[0]) % (4 * LANES) == 0
+    return ADD if accumulate else STREAM if aligned and 4 * out.size >= _STREAMED else SET
+
+
+def scratch_floats(m: int, n: int, k: int, tall: int) -> tuple[int, int, int]:
+    """Of working memory: for the packed block of B, for that of A, and in all."""
+    inner = min(k, _INNER)
+    of_a = -(-min(m, tall) // ROWS) * _panel(inner)
+    of_b = -(-min(n, _WIDE) // COLUMNS) * COLUMNS * inner
+    return of_b, of_a, of_b + of_a + ROWS * COLUMNS
 
 
 @jit_within
@@ -79,7 +89,7 @@ def _panel(inner: int) -> Any:
 
 
 @jit
-def _multiply(
+def multiply_addresses(
     a: int, a_down: int, a_across: int, b: int, b_down: int, b_across: int, c: int, c_down: int, m: int, n: int, k: int,
     tall: int, way: int, scratch: int, floats_of_b: int, floats_of_a: int,
 ) -> None:  # fmt: skip

@@ -8,19 +8,25 @@ import pytest
 
 from ttr_kernels.common import parallel
 from ttr_kernels.common.arrays import BFLOAT16, FLOAT32
-from ttr_kernels.matmul import blas, matmul, onednn, sgemm
+from ttr_kernels.matmul import blas, cpu, matmul, onednn, sgemm, split_sgemm
 
 needs_onednn = pytest.mark.skipif(
     onednn.why_not_bfloat16() is not None, reason=f"bfloat16 products: {onednn.why_not_bfloat16()}"
 )
-needs_blocks = pytest.mark.skipif(sgemm.LANES < 8, reason="own float32 products: vectors of fewer than 8 floats")
+needs_blocks = pytest.mark.skipif(not sgemm.is_possible(), reason="own products: vectors of fewer than 8 floats")
+needs_tiles = pytest.mark.skipif(not split_sgemm.is_possible(), reason="products of split float32: no AMX here")
+OWN = [pytest.param("own", marks=needs_blocks), pytest.param("split", marks=needs_tiles)]
 # (M, N, K): split by rows, split by columns, one of each, more than one vector.
 SIZES = [(300, 40, 70), (5, 600, 64), (1, 9, 17), (33, 1, 5), (1, 1, 1), (64, 64, 256)]
 LAYOUTS = ["plain", "transposed", "gap between rows", "every other column", "rows backwards"]
 
 
-# Of own float32 products: whole blocks, ragged ones, and more than one block of rows, columns, and what is summed over.
-BLOCKS = [(28, 64, 32), (45, 77, 300), (600, 33, 20), (17, 1100, 16), (700, 800, 17)]
+# Of own float32 products: whole blocks, ragged ones, and more than one block of rows, columns, and what is summed over;
+# of matrix tiles, also those that are too small for them.
+BLOCKS = [
+    (28, 64, 32), (45, 77, 300), (600, 33, 20), (17, 1100, 16), (700, 800, 17), (64, 96, 64), (300, 70, 600),
+    (70, 600, 515), (33, 257, 290), (290, 257, 33),
+]  # fmt: skip
 
 
 def laid_out(values, layout):
@@ -63,24 +69,27 @@ def test_any_layout(dtype, out_dtype, size, layout, accumulate):
     check_product(dtype, out_dtype, size, "plain", "plain", layout, accumulate)
 
 
-@needs_blocks
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", BLOCKS)
-def test_own_blocks_in_any_layout(size, layout, accumulate, monkeypatch):
-    monkeypatch.setattr(sgemm, "is_used", lambda: True)
+@pytest.mark.parametrize("who", OWN)
+def test_own_blocks_in_any_layout(who, size, layout, accumulate, monkeypatch):
+    monkeypatch.setattr(cpu, "float32_products", lambda: who)
     check_product(FLOAT32, FLOAT32, size, layout, "transposed", "plain", accumulate)
     check_product(FLOAT32, FLOAT32, size, "plain", layout, "gap between rows", accumulate)
     check_product(FLOAT32, FLOAT32, size, "transposed", "plain", layout, accumulate)
 
 
-@needs_blocks
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("size", BLOCKS)
-def test_own_blocks_give_the_same_bits_on_any_number_of_threads(size, monkeypatch):
-    monkeypatch.setattr(sgemm, "is_used", lambda: True)
+@pytest.mark.parametrize("who", OWN)
+def test_own_blocks_give_the_same_bits_on_any_number_of_threads(who, size, transposed, monkeypatch):
+    monkeypatch.setattr(cpu, "float32_products", lambda: who)
+    monkeypatch.setattr(cpu, "_MULTIPLICATIONS", 1)  # no block is too small for a thread of its own
     m, n, k = size
     rng = np.random.default_rng(4)
     a, b = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
+    a = laid_out(a, "transposed") if transposed else a
     before, results = parallel.get_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -90,40 +99,91 @@ def test_own_blocks_give_the_same_bits_on_any_number_of_threads(size, monkeypatc
         parallel.set_threads(before)
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
-    # A row does not depend on what other rows it is multiplied with.
-    np.testing.assert_array_equal(results[0][:16], matmul(a[:16], b))
+    # A row does not depend on what other rows it is multiplied with, as long as they are as many as a block has.
+    least = 16 if who == "own" else 32
+    if not transposed and m >= least:
+        np.testing.assert_array_equal(results[0][:least], matmul(a[:least], b))
 
 
-@needs_blocks
-def test_own_blocks_keep_infinities_in_their_rows(monkeypatch):
-    monkeypatch.setattr(sgemm, "is_used", lambda: True)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("who", OWN)
+def test_own_blocks_keep_infinities_in_their_rows(who, transposed, monkeypatch):
+    monkeypatch.setattr(cpu, "float32_products", lambda: who)
     a, b = np.ones((45, 40), np.float32), np.ones((40, 77), np.float32)
     a[3, 1], a[44, 0] = np.inf, np.nan
-    out = matmul(a, b)
+    a[5] = np.finfo(np.float32).max / 64  # finite, and so is a sum of 40
+    out = matmul(laid_out(a, "transposed"), b) if transposed else matmul(a, b)
     assert np.isposinf(out[3]).all()
     assert np.isnan(out[44]).all()
-    assert (np.delete(out, [3, 44], axis=0) == 40).all()
+    np.testing.assert_allclose(out[5], 40 * float(a[5, 0]), rtol=1e-6)
+    assert (np.delete(out, [3, 5, 44], axis=0) == 40).all()
+    b[0, 76], b[1, 0] = -np.inf, np.finfo(np.float32).max
+    out = matmul(a[6:44], b)
+    assert np.isneginf(out[:, 76]).all()
+    assert (out[:, 0] == np.finfo(np.float32).max).all()
+    assert (out[:, 1:76] == 40).all()
+
+
+@needs_tiles
+@pytest.mark.parametrize("size", [(64, 64, 64), (160, 96, 256), (70, 256, 2048)])
+@pytest.mark.parametrize("spread", [0.0, 5.0])
+def test_split_products_are_as_exact_as_float32(size, spread, monkeypatch):
+    """Errors against float64, of elements that are about as large or differ by orders of magnitude, are not above those
+    of the kernel that multiplies float32 as it is."""
+    m, n, k = size
+    rng = np.random.default_rng(5)
+    a, b = (
+        (rng.standard_normal(shape) * np.exp(spread * rng.standard_normal(shape))).astype(np.float32)
+        for shape in ((m, k), (k, n))
+    )
+    want = a.astype(np.float64) @ b.astype(np.float64)
+    size_of_terms = np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64)
+    errors = {}
+    for who in ("own", "split"):
+        monkeypatch.setattr(cpu, "float32_products", lambda who=who: who)
+        errors[who] = np.abs(matmul(a, b) - want) / size_of_terms
+    assert errors["split"].max() <= errors["own"].max()
+    assert (errors["split"] ** 2).mean() <= (errors["own"] ** 2).mean()
+
+
+@needs_tiles
+def test_split_products_use_all_parts(monkeypatch):
+    """1 + 2⁻⁹ + 2⁻¹⁸ is one in each part: a product with it shows a part that is left out."""
+    monkeypatch.setattr(cpu, "float32_products", lambda: "split")
+    number = np.float32(1 + 2.0**-9 + 2.0**-18)
+    for a, b in ((number, 1.0), (1.0, number)):
+        left, right = np.zeros((32, 32), np.float32), np.zeros((32, 32), np.float32)
+        left[:, 7], right[7] = a, b
+        assert (matmul(left, right) == number).all()
 
 
 def test_who_multiplies_float32(monkeypatch):
-    choose = sgemm.is_used.__wrapped__
+    choose = cpu.float32_products.__wrapped__
+    monkeypatch.setattr(split_sgemm, "is_possible", lambda: False)
     monkeypatch.setattr(sgemm, "LANES", 16)
     monkeypatch.delenv("TTR_FLOAT32_GEMM", raising=False)
+    # Not cached: the processor changes here.
+    monkeypatch.setattr(sgemm, "is_ahead", sgemm.is_ahead.__wrapped__)
     monkeypatch.setattr(sgemm, "get_host_cpu_name", lambda: "sapphirerapids")
-    assert choose()
+    assert choose() == "own"
     monkeypatch.setattr(sgemm, "get_host_cpu_name", lambda: "znver4")
-    assert not choose()
+    assert choose() == "blas"
     monkeypatch.setenv("TTR_FLOAT32_GEMM", "own")
-    assert choose()
+    assert choose() == "own"
     monkeypatch.setattr(sgemm, "LANES", 4)
-    assert not choose()
+    assert choose() == "blas"
     monkeypatch.setattr(sgemm, "LANES", 8)
     monkeypatch.setattr(sgemm, "get_host_cpu_name", lambda: "haswell")
-    assert choose()
+    assert choose() == "own"
     monkeypatch.setenv("TTR_FLOAT32_GEMM", "blas")
-    assert not choose()
+    assert choose() == "blas"
     monkeypatch.delenv("TTR_FLOAT32_GEMM")
-    assert not choose()
+    assert choose() == "blas"
+    monkeypatch.setattr(split_sgemm, "is_possible", lambda: True)
+    assert choose() == "split"
+    for wish, found in (("split", "split"), ("own", "own"), ("blas", "blas")):
+        monkeypatch.setenv("TTR_FLOAT32_GEMM", wish)
+        assert choose() == found
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -138,7 +198,7 @@ def test_without_onednn_bfloat16_is_multiplied_in_float32(size, accumulate, monk
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_without_openblas_numpy_multiplies(accumulate, monkeypatch):
     monkeypatch.setattr(blas, "_sgemm", lambda: None)
-    monkeypatch.setattr(sgemm, "is_used", lambda: False)
+    monkeypatch.setattr(cpu, "float32_products", lambda: "blas")
     for size in SIZES:
         check_product(FLOAT32, FLOAT32, size, "plain", "transposed", "gap between rows", accumulate)
 
