@@ -105,15 +105,17 @@ def as_the_trainer_computes(threads: int) -> None:
     keep_freed_memory()
 
 
-def take_turns(contenders: Sequence[Contender], *, turns: int, calls: int) -> list[list[list[Call]]]:
+def take_turns(
+    contenders: Sequence[Contender], *, turns: int, calls: int, uncounted: int = 1
+) -> list[list[list[Call]]]:  # fmt: skip
     """A, B, A, B, ...: whatever else slows the machine down for a while slows both. -> [contender][turn][call]
 
-    The first call of each turn finds the caches full of the other's data and does not count.
+    The first calls of each turn, so many, find the caches full of the other's data and do not count.
     """
     results: list[list[list[Call]]] = [[] for _ in contenders]
     for _ in range(turns):
         for contender, result in zip(contenders, results, strict=True):
-            result.append(contender.call(1 + calls)[1:])
+            result.append(contender.call(uncounted + calls)[uncounted:])
     return results
 
 

@@ -20,6 +20,8 @@ PEERS = ("attention", "cross_entropy", "linear_cross_entropy", "geglu", "rms_nor
 # Parameters of an AdamW step: those of the preset `tiny`.
 PARAMETERS = 6_300_000
 ADAMW = {"learning_rate": 1e-3, "weight_decay": 0.1}
+# Turns in which everything is timed, however long it takes.
+LEAST = 3
 # A part's name, and what does it.
 Parts = dict[str, Callable[[], Any]]
 
@@ -70,8 +72,8 @@ def _adamw_arrays(only: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:
 ADAMW_CASE = f"adamw {PARAMETERS / 1e6:.1f} M parameters"
 
 
-def make_ours(only: tuple[str, ...], threads: int) -> Callable[[], dict[str, Any]]:
-    """Times every case once a call."""
+def make_ours(only: tuple[str, ...], threads: int, seconds: float) -> Callable[[], dict[str, Any]]:
+    """Times every case once a call; see `_timings`."""
     from ttr_kernels.adamw import adamw
 
     as_the_trainer_computes(threads)
@@ -93,7 +95,7 @@ def make_ours(only: tuple[str, ...], threads: int) -> Callable[[], dict[str, Any
         timed[name] = {"forward": forward, "forward and backward": both}
     if arrays := _adamw_arrays(only):
         timed[ADAMW_CASE] = {"update": _stepping(lambda step: adamw(*arrays, step=step, **ADAMW), arrays[0])}
-    return lambda: _timings(timed, np.asarray)
+    return _timings(timed, np.asarray, seconds)
 
 
 def _stepping(update: Callable[[int], Any], parameter: Any) -> Callable[[], Any]:
@@ -109,7 +111,7 @@ def _stepping(update: Callable[[int], Any], parameter: Any) -> Callable[[], Any]
     return call
 
 
-def make_numpy(only: tuple[str, ...], threads: int) -> Callable[[], dict[str, Any]]:
+def make_numpy(only: tuple[str, ...], threads: int, seconds: float) -> Callable[[], dict[str, Any]]:
     """The same in NumPy, whose BLAS has all threads."""
     from threadpoolctl import threadpool_limits
 
@@ -134,10 +136,10 @@ def make_numpy(only: tuple[str, ...], threads: int) -> Callable[[], dict[str, An
         timed[name] = {"forward": forward, "forward and backward": both}
     if arrays := _adamw_arrays(only):
         timed[ADAMW_CASE] = {"update": _stepping(lambda step: adamw(*arrays, step=step, **ADAMW), arrays[0])}
-    return lambda: _timings(timed, np.asarray)
+    return _timings(timed, np.asarray, seconds)
 
 
-def make_copy(only: tuple[str, ...], threads: int) -> Callable[[], dict[str, Any]]:
+def make_copy(only: tuple[str, ...], threads: int, seconds: float) -> Callable[[], dict[str, Any]]:
     """Copies as many bytes as activations and results of each part have."""
     from ttr_kernels.benchmark import moved_bytes
     from ttr_kernels.common.conversion import copy_converted
@@ -162,10 +164,12 @@ def make_copy(only: tuple[str, ...], threads: int) -> Callable[[], dict[str, Any
         return call
 
     timed = {case: {part: copying(size) for part, size in parts.items()} for case, parts in sizes.items()}
-    return lambda: _timings(timed, np.asarray)
+    return _timings(timed, np.asarray, seconds)
 
 
-def make_torch(only: tuple[str, ...], threads: int, compiled: bool) -> Callable[[], dict[str, Any]]:
+def make_torch(
+    only: tuple[str, ...], threads: int, seconds: float, compiled: bool
+) -> Callable[[], dict[str, Any]]:  # fmt: skip
     """The same by PyTorch."""
     import torch
 
@@ -208,25 +212,46 @@ def make_torch(only: tuple[str, ...], threads: int, compiled: bool) -> Callable[
         rates = {"lr": ADAMW["learning_rate"], "weight_decay": ADAMW["weight_decay"]}
         optimizer = torch.optim.AdamW([parameter], fused=True, **rates)
         timed[ADAMW_CASE] = {"update": _stepping(lambda step: optimizer.step(), parameter)}
-    return lambda: _timings(timed, lambda y: y.detach().numpy())
+    return _timings(timed, lambda y: y.detach().numpy(), seconds)
 
 
-def _timings(timed: dict[str, Parts], to_numpy: Callable[[Any], Any], repeats: int = 3) -> dict[str, Any]:
-    """By case: seconds of each part, the best of some (of one that takes seconds, one), and a few numbers of the
-    result, to compare."""
-    found = {}
-    for name, parts in timed.items():
-        seconds = {}
-        for part, function in parts.items():
-            best = total = float("inf")
-            for repeat in range(repeats):
-                begin = time.perf_counter()
-                y = function()
-                last = time.perf_counter() - begin
-                best, total = min(best, last), last if repeat == 0 else total + last
-                # Updates go on from each other: their results can be compared only after as many.
-                if total > 1.0 and part != "update":
-                    break
-            seconds[part] = best
-        found[name] = seconds, to_numpy(y).reshape(-1)[:64].astype(float).tolist()
-    return found
+def _timings(
+    timed: dict[str, Parts], to_numpy: Callable[[Any], Any], budget: float, repeats: int = 3
+) -> Callable[[], dict[str, Any]]:  # fmt: skip
+    """A function that times every part: by case, seconds of each, the best of some (of one that takes seconds, one), and
+    a few numbers of the result, to compare.
+
+    All calls together take about `budget` seconds, of which each part has the same share. One that has used up its own
+    is still timed in the first LEAST calls after the one that compiles it, then no more: its seconds are None.
+    """
+    share = budget / max(sum(map(len, timed.values())), 1)
+    spent = {(name, part): 0.0 for name, parts in timed.items() for part in parts}
+    results: dict[str, list[float]] = {}
+    calls = 0
+
+    def time_all() -> dict[str, Any]:
+        nonlocal calls
+        found: dict[str, Any] = {}
+        for name, parts in timed.items():
+            seconds: dict[str, float | None] = {}
+            for part, function in parts.items():
+                if calls > LEAST and spent[name, part] > share:
+                    seconds[part] = None
+                    continue
+                best = total = float("inf")
+                for repeat in range(repeats):
+                    begin = time.perf_counter()
+                    y = function()
+                    last = time.perf_counter() - begin
+                    best, total = min(best, last), last if repeat == 0 else total + last
+                    # Updates go on from each other: their results can be compared only after as many.
+                    if total > share / 4 and part != "update":
+                        break
+                seconds[part] = best
+                spent[name, part] += total if calls else 0.0
+                results[name] = to_numpy(y).reshape(-1)[:64].astype(float).tolist()
+            found[name] = seconds, results[name]
+        calls += 1
+        return found
+
+    return time_all

@@ -23,19 +23,26 @@ AGREEMENT = 1e-4
 @click.option("--only", type=click.Choice(PEERS), multiple=True, help="Only this operation; may be repeated.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each side; default: all cores.")
 @click.option("--turns", type=click.IntRange(min=1), default=7, show_default=True, help="Turns of each side.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=30.0, show_default=True,
+              help="About how long each side may take: slow operations are timed in fewer turns, 3 at the least.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file; a PNG is put beside it.")
 @compare_option
-def kernels(only: tuple[str, ...], threads: int | None, turns: int, output: Path | None, compare: Path | None) -> None:
+def kernels(
+    only: tuple[str, ...], threads: int | None, turns: int, seconds: float, output: Path | None, compare: Path | None
+) -> None:  # fmt: skip
     """Time operations beside PyTorch's, NumPy's, and a copy of their bytes, in turns."""
     threads = threads or machine()["cores"]
     with contextlib.ExitStack() as stack:
         sides: list[tuple[Any, ...]] = [(OURS, make_ours), (COPY, make_copy), (NUMPY, make_numpy)]
         if find_packages():
             sides += [(EAGER, make_torch, False), (COMPILED, make_torch, True)]
-        contenders = [stack.enter_context(Contender(name, make, only, threads, *rest)) for name, make, *rest in sides]
-        first = {contender.name: contender.call(2)[0].value for contender in contenders}
+        contenders = [
+            stack.enter_context(Contender(name, make, only, threads, seconds, *rest)) for name, make, *rest in sides
+        ]
+        first = {contender.name: contender.call(1)[0].value for contender in contenders}
         check_agreement(first)
-        timed = take_turns(contenders, turns=turns, calls=1)
+        # Each part is the best of some calls: that the first finds other data in the caches does not matter.
+        timed = take_turns(contenders, turns=turns, calls=1, uncounted=0)
     result = {"threads": threads, "sides": summarize([c.name for c in contenders], timed)}
     print_table(result)
     output = output or result_file("kernels")
@@ -59,15 +66,17 @@ def summarize(names: list[str], timed: list[list[list[Call]]]) -> dict[str, Any]
     sides = {}
     for case, (parts, _) in timed[0][0][0].value.items():
         for part in parts:
-            ours = [turn[0].value[case][0][part] for turn in timed[0]]
             for name, turns in zip(names, timed, strict=True):
                 if case not in turns[0][0].value:
                     continue
-                values = [turn[0].value[case][0][part] for turn in turns]
-                over = Spread.of([a / b for a, b in zip(values, ours, strict=True)])
+                beside = [(turn[0].value[case][0][part], own[0].value[case][0][part])
+                          for turn, own in zip(turns, timed[0], strict=True)]
+                # Turns in which both were timed.
+                pairs = [(value, own) for value, own in beside if value is not None and own is not None]
+                values, over = [value for value, _ in pairs], Spread.of([value / own for value, own in pairs])
                 sides[f"{case}, {part}, {name}"] = {
                     "case": case, "part": part, "side": name, "seconds": Spread.of(values)._asdict(),
-                    "over_ours": over._asdict(),
+                    "over_ours": over._asdict(), "turns": len(pairs),
                 }  # fmt: skip
     return sides
 
