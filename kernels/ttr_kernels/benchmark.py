@@ -17,6 +17,8 @@ from .operations import OPERATIONS
 
 # Elements of the parameters that an update of the optimizer is timed on: those of the preset `tiny`.
 _PARAMETERS = 6_300_000
+# Floats in a row of what is copied.
+_WIDTH = 1024
 # Optimizer updates have no backward, and so no table of cases.
 UPDATES = ("adamw", "global_norm")
 NAMES = (*(operation.name for operation in OPERATIONS), *UPDATES)
@@ -154,10 +156,23 @@ def _time_update(name: str, repeats: int, device: Device) -> Timing:
     return Timing(name, case, "update", seconds, moved, copy, float(operations * _PARAMETERS))
 
 
+def copy_bandwidth(device: Device = CPU, size: int = 1 << 26) -> float:
+    """Bytes per second of a plain copy of `size` bytes (on a CPU by all threads), read and written together, the best of
+    some."""
+    ones = np.ones((size // (4 * _WIDTH), _WIDTH), FLOAT32)
+    source, target = device.put(ones), device.put(np.empty_like(ones))
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        device.copy(source, target)
+        device.wait()
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * ones.nbytes / best
+
+
 def _beside_a_copy(call: Callable[[], Any], moved: int, repeats: int, device: Device) -> tuple[float, float]:
     """Medians of its time and that of reading and writing so many bytes in total, in turns."""
-    width = 1024
-    ones = np.ones((max(1, moved // 2 // (4 * width)), width), FLOAT32)
+    ones = np.ones((max(1, moved // 2 // (4 * _WIDTH)), _WIDTH), FLOAT32)
     source, target = device.put(ones), device.put(np.empty_like(ones))
     seconds = []
     for _ in range(1 + repeats):

@@ -104,7 +104,10 @@ class StepProfile:
 
     def table(self) -> list[str]:
         """Lines of text: time, arithmetic and memory traffic of each operation beside what the device can do."""
-        copy = measure_copy_bandwidth(self.backend)
+        # Loaded only here: it loads every operation.
+        from ttr_kernels.benchmark import CPU, copy_bandwidth, gpu
+
+        copy = copy_bandwidth(gpu(self.backend.xp) if self.backend.name == "gpu" else CPU)
         lines = [
             f"{len(self._steps)} steps of {1e3 * self.step_seconds():,.1f} ms; limits measured: matrix product "
             f"{self.peak / 1e9:,.0f} GFLOP/s, copy {copy / 1e9:,.1f} GB/s (read and written)",
@@ -139,18 +142,6 @@ class StepProfile:
         for line in lines:
             self._echo(line)
         self._echo(f"trace       {self.folder / 'trace.json'} (chrome://tracing or ui.perfetto.dev)")
-
-
-def measure_copy_bandwidth(backend: Backend, size: int = 1 << 26) -> float:
-    """Bytes per second of a copy, read and written together, the best of some."""
-    source, target = backend.xp.zeros(size, np.uint8), backend.xp.zeros(size, np.uint8)
-    best = np.inf
-    for _ in range(5):
-        begin = time.perf_counter()
-        target[...] = source
-        backend.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return 2.0 * size / best
 
 
 def _flops(call: Call) -> float:
