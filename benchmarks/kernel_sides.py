@@ -218,8 +218,8 @@ def make_torch(
 def _timings(
     timed: dict[str, Parts], to_numpy: Callable[[Any], Any], budget: float, repeats: int = 3
 ) -> Callable[[], dict[str, Any]]:  # fmt: skip
-    """A function that times every part: by case, seconds of each, the best of some (of one that takes seconds, one), and
-    a few numbers of the result, to compare.
+    """A function that times every part: by case, seconds of each, the best of some (of one that takes seconds, one),
+    and a few numbers of the result, to compare.
 
     All calls together take about `budget` seconds, of which each part has the same share. One that has used up its own
     is still timed in the first LEAST calls after the one that compiles it, then no more: its seconds are None.

@@ -23,8 +23,13 @@ AGREEMENT = 1e-4
 @click.option("--only", type=click.Choice(PEERS), multiple=True, help="Only this operation; may be repeated.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each side; default: all cores.")
 @click.option("--turns", type=click.IntRange(min=1), default=7, show_default=True, help="Turns of each side.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=30.0, show_default=True,
-              help="About how long each side may take: slow operations are timed in fewer turns, 3 at the least.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="About how long each side may take: slow operations are timed in fewer turns, 3 at the least.",
+)
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file; a PNG is put beside it.")
 @compare_option
 def kernels(
@@ -69,8 +74,10 @@ def summarize(names: list[str], timed: list[list[list[Call]]]) -> dict[str, Any]
             for name, turns in zip(names, timed, strict=True):
                 if case not in turns[0][0].value:
                     continue
-                beside = [(turn[0].value[case][0][part], own[0].value[case][0][part])
-                          for turn, own in zip(turns, timed[0], strict=True)]
+                beside = [
+                    (turn[0].value[case][0][part], own[0].value[case][0][part])
+                    for turn, own in zip(turns, timed[0], strict=True)
+                ]
                 # Turns in which both were timed.
                 pairs = [(value, own) for value, own in beside if value is not None and own is not None]
                 values, over = [value for value, _ in pairs], Spread.of([value / own for value, own in pairs])

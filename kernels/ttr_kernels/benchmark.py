@@ -157,8 +157,8 @@ def _time_update(name: str, repeats: int, device: Device) -> Timing:
 
 
 def copy_bandwidth(device: Device = CPU, size: int = 1 << 26) -> float:
-    """Bytes per second of a plain copy of `size` bytes (on a CPU by all threads), read and written together, the best of
-    some."""
+    """Bytes per second of a plain copy of `size` bytes (on a CPU by all threads), read and written together, the best
+    of some."""
     ones = np.ones((size // (4 * _WIDTH), _WIDTH), FLOAT32)
     source, target = device.put(ones), device.put(np.empty_like(ones))
     best = float("inf")
