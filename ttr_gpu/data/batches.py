@@ -40,7 +40,7 @@ class Batch:
         times, target_times: (total,) float64, relative to the data set's origin, in its unit.
         cu_seqlens: (N + 1,) int32: window n is positions cu_seqlens[n] .. cu_seqlens[n + 1].
         sequence_ids: (N,) sequence of each window; starts: (N,) its first token in the split.
-        step, epoch: from 0; part: of the batch, where several processes share it.
+        step, epoch: from 0; first_row: the part's first position in the batch, where several processes share it.
     """
 
     tokens: np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ class Batch:
     starts: np.ndarray[Any, Any]
     step: int
     epoch: int
-    part: int = 0
+    first_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,17 @@ class Share:
             return 0 if place // self.count == self.rank else None
         return self.rank % self.parts if self.rank // self.parts == place else None
 
-    def windows(self, lengths: Any, part: int) -> Any:
-        """The windows (indices, ascending) of a part of a batch: the longest first, each to the part with the fewest
-        tokens so far. There may be none."""
-        if self.parts == 1:
-            return np.arange(len(lengths))
-        filled, mine = np.zeros(self.parts, np.int64), []
-        for window in np.argsort(-lengths, kind="stable"):
-            least = int(np.argmin(filled))
-            filled[least] += lengths[window]
-            if least == part:
-                mine.append(int(window))
-        return np.array(sorted(mine), np.int64)
+    def windows(self, lengths: Any, part: int) -> slice:
+        """The windows of a part of a batch: those between two cuts, each at the end of the window nearest to where even
+        parts would end. There may be none. If the batch is `balanced`, 2, 4, 8 … parts are nearly even; else a part may
+        have half a window at either end more or less than its share.
+        """
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        even = ends[-1] * np.arange(self.parts + 1) / self.parts
+        after = np.searchsorted(ends, even)
+        before = np.maximum(after - 1, 0)
+        cuts = np.where(even - ends[before] < ends[after] - even, before, after)
+        return slice(int(cuts[part]), int(cuts[part + 1]))
 
 
 ALL = Share()
@@ -250,11 +249,13 @@ class TrainingBatches:
                 for begin, end in pairwise(bounds):
                     part = self.share.part_of(step)
                     if step >= self._start and part is not None:
-                        chosen = order[begin:end]
-                        chosen = chosen[self.share.windows(windows.length[chosen], part)]
+                        chosen = balanced(windows, order[begin:end])
+                        mine = self.share.windows(windows.length[chosen], part)
+                        first_row = int(windows.length[chosen[: mine.start]].sum())
+                        chosen = chosen[mine]
                         first = windows.first[chosen]
                         base = first - shifts[first // self._segment_tokens]
-                        batch = _cut(windows, chosen, tokens, times, base, step, epoch, part)
+                        batch = _cut(windows, chosen, tokens, times, base, step, epoch, first_row)
                         if self._survival:
                             _censor(batch, self._split)
                         yield batch
@@ -391,8 +392,30 @@ def pack(lengths: Any, budget: int) -> list[int]:
     return bounds
 
 
+def balanced(windows: Windows, chosen: Any) -> Any:
+    """The chosen windows in such an order that the halves, quarters, eighths … of a batch of them are nearly even.
+
+    The longest first, each goes to the half that has less so far; and so on within the halves. On every number of
+    processes a batch is the same: its rows decide on dropout's masks.
+    """
+    lengths = windows.length[chosen]
+    descending = np.argsort(-lengths, kind="stable")
+    return chosen[_in_halves(descending.tolist(), lengths.tolist())]
+
+
+def _in_halves(descending: list[int], lengths: list[int]) -> list[int]:
+    if len(descending) < 2:
+        return descending
+    halves: tuple[list[int], list[int]] = ([], [])
+    lead = 0  # of the first half
+    for window in descending:
+        halves[lead > 0].append(window)
+        lead += lengths[window] if lead <= 0 else -lengths[window]
+    return [window for half in halves for window in _in_halves(half, lengths)]
+
+
 def _cut(
-    windows: Windows, chosen: Any, tokens: Any, times: Any, base: Any, step: int, epoch: int, part: int = 0
+    windows: Windows, chosen: Any, tokens: Any, times: Any, base: Any, step: int, epoch: int, first_row: int = 0
 ) -> Batch:
     """The batch of the chosen windows, which begin at `base` in `tokens`."""
     lengths = windows.length[chosen]
@@ -404,7 +427,7 @@ def _cut(
     return Batch(
         tokens=tokens[index], times=times[index], cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
         targets=tokens[following], target_times=times[following], sequence_ids=sequence, starts=windows.first[chosen],
-        step=step, epoch=epoch, part=part,
+        step=step, epoch=epoch, first_row=first_row,
     )  # fmt: skip
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Places in a model where dropout draws; a step leaves room for this many, and a part of a batch for 2^32 steps.
-_SITES, _STEPS = 1 << 20, 1 << 32
+# Places in a model where dropout draws: a step leaves room for this many.
+_SITES = 1 << 20
 
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """Seed of a run, number of the forward pass, and which part of its batch this is: with a site's number, all that a
-    mask depends on."""
+    """With a site's number, all that a mask depends on.
+
+    Attributes:
+        seed: of a run.
+        step: number of the forward pass, below 2^44.
+        first_row: of what is computed here, in the batch: a batch divided among processes has the masks of the whole.
+    """
 
     seed: int
     step: int
-    part: int = 0
+    first_row: int = 0
 
-    def offset(self, site: int) -> int:
-        """Philox offset of one place in the model (0 <= site < 2^20) in this step (< 2^32) and part (< 2^12)."""
-        return (self.part * _STEPS + self.step) * _SITES + site
+    def at(self, site: int) -> dict[str, int]:
+        """What an operation draws with at one place in the model, 0 <= site < 2^20: seed, offset and first_row."""
+        return {"seed": self.seed, "offset": self.step * _SITES + site, "first_row": self.first_row}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -63,8 +62,7 @@ class FeedForwardGeGLU:
         hidden, gate = geglu_forward(both)
         mask = None
         if dropout is not None and self.dropout > 0:
-            key: dict[str, Any] = {"rate": self.dropout, "seed": dropout.seed, "offset": dropout.offset(self.site)}
-            hidden, mask = dropout_add_forward(hidden, **key, out=hidden)
+            hidden, mask = dropout_add_forward(hidden, rate=self.dropout, **dropout.at(self.site), out=hidden)
         return hidden, up, gate, mask
 
     def backward(self, dy: Array, saved: FeedForwardSaved) -> Array:

@@ -107,7 +107,7 @@ class MultiHeadAttention:
         _, turned = rope_forward(rotated, rope, out=rotated)
         drop: dict[str, Any] = {}
         if dropout is not None and self.dropout > 0:
-            drop = {"dropout": self.dropout, "seed": dropout.seed, "offset": dropout.offset(self.site)}
+            drop = {"dropout": self.dropout, **dropout.at(self.site)}
         packed: dict[str, Any] = {"cu_seqlens": sequences.cu_seqlens, "times": sequences.times}
         attended: AttentionSaved | LinearAttentionSaved
         if self.features is None:

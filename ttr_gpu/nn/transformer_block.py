@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -131,9 +130,7 @@ class TransformerBlock:
         )
         fed, feed_forward = self.feed_forward.forward(normed, dropout)
         drop = self._last_dropout(dropout)
-        y, residual = dropout_add_forward(
-            fed, feed_forward_norm.x, rate=drop.rate, seed=drop.seed, offset=drop.offset, out=fed
-        )
+        y, residual = dropout_add_forward(fed, feed_forward_norm.x, **vars(drop), out=fed)
         saved = TransformerBlockSaved(
             attention_norm, attention, attention_residual, feed_forward_norm, feed_forward, residual
         )
@@ -159,12 +156,9 @@ class TransformerBlock:
         mixed, attention = self.attention.forward(normed, sequences, rope, dropout)
         attention_residual = None
         if dropout is not None and self.residual_dropout > 0:
-            key: dict[str, Any] = {
-                "rate": self.residual_dropout,
-                "seed": dropout.seed,
-                "offset": dropout.offset(self.site + 1),
-            }
-            mixed, attention_residual = dropout_add_forward(mixed, **key, out=mixed)
+            mixed, attention_residual = dropout_add_forward(
+                mixed, rate=self.residual_dropout, **dropout.at(self.site + 1), out=mixed
+            )
         normed, feed_forward_norm = rms_norm_forward(
             mixed, self.feed_forward_norm.value, residual=rows, eps=self.norm_eps, sum_out=mixed
         )
@@ -173,7 +167,7 @@ class TransformerBlock:
     def _last_dropout(self, dropout: DropoutKey | None) -> DropoutAddSaved:
         if dropout is None:
             return DropoutAddSaved(0.0, 0, 0)
-        return DropoutAddSaved(self.residual_dropout, dropout.seed, dropout.offset(self.site + 3))
+        return DropoutAddSaved(self.residual_dropout, **dropout.at(self.site + 3))
 
     def backward(self, dy: Array, saved: TransformerBlockSaved) -> Array:
         """dy like y -> dx like x; adds to the parameters' gradients."""

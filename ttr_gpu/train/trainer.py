@@ -269,8 +269,8 @@ class Trainer:
                 following = batches[number + 1][0] if number + 1 < len(batches) else self.batches.peek()
                 if following is not None:
                     self._uploads.start(following)
-            # A mask depends on the batch alone, whichever process computes it.
-            key = DropoutKey(train.seed, batch.step + 1, batch.part)
+            # A mask depends on the batch and the row in it, whichever process computes that.
+            key = DropoutKey(train.seed, batch.step + 1, batch.first_row)
             loss, saved = model.loss_forward(
                 placed, key, label_smoothing=train.label_smoothing, z_loss=train.z_loss, time_weight=train.time_weight,
                 gradient_scale=scale, recompute=self.config.recompute,
@@ -348,13 +348,13 @@ class Trainer:
         ranks = [rank for rank, found in enumerate(exchange(self.communicator, bool(bad))) if found]
         if ranks[:1] == [self.communicator.rank]:
             loss, batch = bad[0]
-            key = DropoutKey(self.config.train.seed, batch.step + 1, batch.part)
+            key = DropoutKey(self.config.train.seed, batch.step + 1, batch.first_row)
             self._diverged(step, f"the loss is {loss}", batch, key)
         if ranks:
             raise OtherRankFailed
 
     def _watch(self, step: int, batch: Batch, scale: float) -> None:
-        key = DropoutKey(self.config.train.seed, batch.step + 1, batch.part)
+        key = DropoutKey(self.config.train.seed, batch.step + 1, batch.first_row)
         seen = layer_statistics(self.model, batch, key, scale)
         self.log.record("watch", step=step, **seen)
         self.log.line(f"---- step {step}: {watch_line(seen)}")

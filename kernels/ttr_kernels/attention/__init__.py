@@ -35,7 +35,7 @@ from ..common.arrays import (
     takes_cuda_arrays,
     view_of_cuda_array,
 )
-from ..common.philox import check_rate
+from ..common.philox import check_first_row, check_rate, key_and_offset
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,18 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Dropout of attention weights: its mask is a function of (seed, offset, query row, head, key in its sequence)."""
+    """Dropout of attention weights: its mask is a function of (seed, offset, query row, head, key in its sequence);
+    query rows count from `first_row`."""
 
     rate: float
     seed: int
     offset: int
+    first_row: int = 0
+
+    def key(self, heads: int) -> Array:
+        """What kernels draw with, uint32: (key low, key high, offset low, offset high, counter of the first row)."""
+        first = self.first_row * heads & 0xFFFFFFFF
+        return np.append(key_and_offset(self.seed, self.offset), np.uint32(first))
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ def attention_forward(
     dropout: float = 0.0,
     seed: int = 0,
     offset: int = 0,
+    first_row: int = 0,
     out: Array | None = None,
 ) -> tuple[Array, AttentionSaved]:
     """Attention of the module's formula, over batched or packed sequences.
@@ -131,6 +139,8 @@ def attention_forward(
             along a sequence; that is checked where data is read, not here. That tau is positive is checked on a CPU
             only: on a GPU, to look would be to wait.
         dropout: probability of dropping an attention weight; the mask follows from (seed, offset).
+        first_row: number of the first query row in the batch that the mask is drawn for: sequences of a batch that are
+            computed apart have the mask of the batch.
         out: like q, receives the result.
 
     Returns:
@@ -158,6 +168,7 @@ def attention_forward(
     if window is not None and window < 1:
         raise ValueError(f"window: got {window}, expected at least 1")
     check_rate("dropout", dropout)
+    check_first_row(first_row)
     if time_bias is not None:
         time_bias = checked_time_bias(time_bias, sizes["H"], q)
         if times is None:
@@ -171,7 +182,7 @@ def attention_forward(
     t = None if time_bias is None or times is None else contiguous(times).reshape(-1)
     s = t if key_times is None or t is None else contiguous(key_times).reshape(-1)
     scale = 1.0 / math.sqrt(sizes["D"]) if scale is None else float(scale)
-    mask = Dropout(dropout, seed, offset)
+    mask = Dropout(dropout, seed, offset, first_row)
     log_normalizer = implementation(q, __package__).forward(q, k, v, scale, visibility, t, s, time_bias, mask, out)
     return out, AttentionSaved(q, k, v, out, log_normalizer, scale, visibility, t, s, time_bias, mask)
 

@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
     const float* __restrict__ taus
 #endif
 #if TTR_DROPOUT
-    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1
+    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1, unsigned first_counter
 #endif
 ) {
   TTR_DYN_SMEM(Element, shared);
@@ -137,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
 #if TTR_DROPOUT
         // A call's four words belong to keys g & ~1 and the next, of both halves. Of the two lanes that hold those keys the
         // even one draws for query 2t, the odd one for 2t + 1, and each hands the other the words of its key.
-        const Mask mask = {threshold, keep_scale, key0, key1, offset0, offset1};
+        const Mask mask = {threshold, keep_scale, key0, key1, offset0, offset1, first_counter};
         const bool odd = g & 1;
         const unsigned query_row = unsigned(at.query_row + first + 8 * n + 2 * t) + odd;
         const unsigned call = unsigned((at.first + row) / 4 + 4 * m + (g >> 1));

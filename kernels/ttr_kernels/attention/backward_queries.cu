@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
     const float* __restrict__ taus
 #endif
 #if TTR_DROPOUT
-    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1
+    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1, unsigned first_counter
 #endif
 #if TTR_BIAS
     , float* __restrict__ partial
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         for (int n = 0; n < N; ++n) {
 #if TTR_DROPOUT
           // Words 0, 1 are those of an even n, 2, 3 of the odd one after it.
-          const Mask mask = {threshold, keep_scale, key0, key1, offset0, offset1};
+          const Mask mask = {threshold, keep_scale, key0, key1, offset0, offset1, first_counter};
           u4 words;
           if (n % 2 == 0) words = mask.words(unsigned(key / 4 + 2 * n + t), unsigned(query_row + i) * gridDim.y + head);
 #endif

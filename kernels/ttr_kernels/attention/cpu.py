@@ -10,7 +10,7 @@ from ..common.arrays import FLOAT32, FLOAT64, INT64, Array, contiguous_rows, emp
 from ..common.compilation import jit
 from ..common.compiled_philox import factor_bits
 from ..common.parallel import parallel_for
-from ..common.philox import keep_threshold, key_and_offset
+from ..common.philox import keep_threshold
 from ..common.scratch import thread_scratch
 from ..common.tile_multiply import padded
 from .cpu_backward import BACKWARD_KEYS, MOST_BLOCKS, add_query_gradients, backward_floats, backward_units, row_dots
@@ -39,7 +39,7 @@ def forward(
     group = options.heads // options.kv_heads
     chunk = max(QUERIES, _CHUNK_FLOATS // (group * padded(options.dim)) // QUERIES * QUERIES)
     units = _forward_units(visibility.query_offsets, options.kv_heads, chunk)
-    key = key_and_offset(dropout.seed, dropout.offset)
+    key = dropout.key(options.heads)
     shared = (*_time_arrays(times, key_times, time_bias, visibility), options, key)
     floats = forward_floats(min(chunk, padded(_longest(visibility.query_offsets))), group, padded(options.dim))
 
@@ -78,7 +78,7 @@ def backward(
     bias_sums = zeros((len(units), group, 2), FLOAT64)
     inputs = (_rows(saved.q), _rows(saved.k), _rows(saved.v), rows_do, saved.log_normalizer, dots)
     times = _time_arrays(saved.times, saved.key_times, saved.time_bias, visibility)
-    key = key_and_offset(dropout.seed, dropout.offset)
+    key = dropout.key(options.heads)
     results = (
         rows_dq,
         partial_dq,

@@ -214,9 +214,9 @@ def draw_factors(
     Call c of Philox decides on the keys 2c', 2c' + 1, 2c' + 8 and 2c' + 9 of a block of 16, c' = c mod 4, see
     reference._keep. factors is read as uint64, two keys each; halves (2, width / 4) uint64 is for the words.
     """
-    counter = np.uint64(np.uint32(query_row * heads + head))
+    k0, k1, low, high, first = key[0], key[1], key[2], key[3], key[4]
+    counter = np.uint64(np.uint32(first + query_row * heads + head))
     call = np.uint64(first_key // 4)
-    k0, k1, low, high = key[0], key[1], key[2], key[3]
     calls = np.uintp(width // 4)
     for c in range(calls):
         first, second = kept_pairs(call + np.uint64(c), counter, low, high, k0, k1, threshold, scale_bits)

@@ -12,9 +12,11 @@ struct Mask {
   unsigned threshold;  // a weight is dropped iff its word is below it
   float keep_scale;    // 1 / (1 − rate)
   unsigned key0, key1, offset0, offset1;
+  unsigned first;  // of the first query row and head, of the rows and heads that the mask is drawn for
 
+  // `counter`: query row · heads + head, from the first row that there is.
   __device__ __forceinline__ u4 words(unsigned call, unsigned counter) const {
-    return philox((unsigned long long)counter << 32 | call, key0, key1, offset0, offset1);
+    return philox((unsigned long long)(first + counter) << 32 | call, key0, key1, offset0, offset1);
   }
   __device__ __forceinline__ float factor(unsigned word) const { return word >= threshold ? keep_scale : 0.0f; }
 };

@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     const float* __restrict__ taus
 #endif
 #if TTR_DROPOUT
-    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1
+    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1, unsigned first_counter
 #endif
 ) {
   TTR_DYN_SMEM(Element, shared);
@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     softmax_step(s, acc, largest, total, lag, scale2);
 
 #if TTR_DROPOUT
-    const Mask mask = {threshold, keep_scale, key0, key1, offset0, offset1};
+    const Mask mask = {threshold, keep_scale, key0, key1, offset0, offset1, first_counter};
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll

@@ -31,7 +31,7 @@ from ..common.arrays import (
     kernel_view,
 )
 from ..common.cuda.launch import CXX_TYPES, Kernel, address
-from ..common.philox import keep_threshold, key_and_offset
+from ..common.philox import keep_threshold
 from .newest_keys import newest_key_times
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def forward(
     arguments = [
         work, *_each(rows), result.array, result.stride, log_normalizer,
         group, result.dim, scale, int(visibility.causal), visibility.window,
-        *_time_arguments(times, key_times, time_bias, visibility), *_dropout_arguments(dropout),
+        *_time_arguments(times, key_times, time_bias, visibility), *_dropout_arguments(dropout, heads),
     ]  # fmt: skip
     kernel.launch(q, (len(work), heads), (32 * tiles.warps,), arguments)
     result.finish()
@@ -130,7 +130,8 @@ def backward(
     inputs = [*_each([rows_q, rows_k, rows_v, rows_do]), statistics, total]
     kind, dropping = _kind(saved.time_bias), saved.dropout.rate > 0
     last = [
-        *_time_arguments(saved.times, saved.key_times, saved.time_bias, visibility), *_dropout_arguments(saved.dropout),
+        *_time_arguments(saved.times, saved.key_times, saved.time_bias, visibility),
+        *_dropout_arguments(saved.dropout, heads),
     ]  # fmt: skip
     sight = [int(visibility.causal), visibility.window]
 
@@ -228,10 +229,10 @@ def _time_arguments(
     return [kernel_view(array) for array in (times, key_times, bias.rate, bias.tau)]
 
 
-def _dropout_arguments(dropout: Dropout) -> list[Any]:
+def _dropout_arguments(dropout: Dropout, heads: int) -> list[Any]:
     if dropout.rate == 0:
         return []
-    return [keep_threshold(dropout.rate), 1 / (1 - dropout.rate), *key_and_offset(dropout.seed, dropout.offset)]
+    return [keep_threshold(dropout.rate), 1 / (1 - dropout.rate), *dropout.key(heads)]
 
 
 def _work_list(like: Array, visibility: Visibility, tile: int, by_keys: bool) -> Array:

@@ -104,7 +104,7 @@ def _keep(queries: slice, keys: slice, head: int, heads: int, dropout: Dropout) 
     """
     if dropout.rate == 0.0:
         return np.ones((1, 1))
-    rows = np.arange(queries.start, queries.stop, dtype=np.uint64)[:, None]
+    rows = np.arange(dropout.first_row + queries.start, dropout.first_row + queries.stop, dtype=np.uint64)[:, None]
     j = np.arange(keys.stop - keys.start, dtype=np.uint64)[None, :]
     call = 4 * (j // 16) + (j // 2) % 4
     words = philox_words(((rows * heads + head) << np.uint64(32)) + call, dropout.seed, dropout.offset)

@@ -49,3 +49,9 @@ def check_rate(name: str, rate: float) -> None:
     """Raise ValueError unless 0 <= rate < 1."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"{name}: got {rate}, expected a probability in [0, 1)")
+
+
+def check_first_row(first_row: int) -> None:
+    """Raise ValueError unless 0 <= first_row."""
+    if first_row < 0:
+        raise ValueError(f"first_row: got {first_row}, expected the number of a row, from 0")

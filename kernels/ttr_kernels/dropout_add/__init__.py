@@ -1,7 +1,8 @@
 """Dropout and residual addition in one pass (Srivastava et al. 2014):  y = residual + keep · x / (1 − rate).
 
 Element e of x (in C order) is kept iff word e mod 4 of Philox at position e div 4, under (seed, offset), is at least
-rate · 2³². The mask is drawn again in the backward and never stored.
+rate · 2³². The mask is drawn again in the backward and never stored. Where x is but some rows of a larger array, from
+`first_row` on, e counts from that array's begin: parts computed apart have the mask of the whole.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.arrays import Array, check, check_out, check_same_dtype, implementation, takes_cuda_arrays
-from ..common.philox import check_rate, keep_threshold, philox_words
+from ..common.philox import check_first_row, check_rate
+from .reference import kept_elements
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class DropoutAddSaved:
     rate: float
     seed: int
     offset: int
+    first_row: int = 0
 
 
 @takes_cuda_arrays
@@ -31,6 +34,7 @@ def dropout_add_forward(
     rate: float,
     seed: int = 0,
     offset: int = 0,
+    first_row: int = 0,
     out: Array | None = None,
 ) -> tuple[Array, DropoutAddSaved]:
     """y = residual + keep · x / (1 − rate), or without a residual plain inverted dropout.
@@ -40,19 +44,21 @@ def dropout_add_forward(
         residual: like x.
         rate: probability of dropping an element, 0 <= rate < 1; 0 draws no random numbers.
         seed, offset: 64-bit; no two masks of a run may share both.
+        first_row: number of x's first row (its last axis is one) in the array that the mask is drawn for, from 0.
         out: like x; may be x or residual.
 
     Raises:
-        TypeError, ValueError: an array of the wrong kind, shape or dtype, or a rate outside [0, 1).
+        TypeError, ValueError: an array of the wrong kind, shape or dtype, a rate outside [0, 1), or a row before 0.
     """
     check(x=(x, "... C"), residual=(residual, "... C"))
     dtype = check_same_dtype(x=x, residual=residual)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual: got shape {residual.shape}, expected {x.shape} like x")
     check_rate("rate", rate)
+    check_first_row(first_row)
     out = check_out("out", out, x.shape, dtype, x)
-    implementation(x, __package__).apply(x, residual, rate, seed, offset, out)
-    return out, DropoutAddSaved(rate, seed, offset)
+    implementation(x, __package__).apply(x, residual, rate, seed, offset, first_row * x.shape[-1], out)
+    return out, DropoutAddSaved(rate, seed, offset, first_row)
 
 
 @takes_cuda_arrays
@@ -60,14 +66,13 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved, *, dx: Array | None 
     """The gradient of x, keep · dy / (1 − rate); that of residual is dy itself. dx is *written*; it may be dy."""
     check(dy=(dy, "... C"))
     dx = check_out("dx", dx, dy.shape, dy.dtype, dy)
-    implementation(dy, __package__).apply(dy, None, saved.rate, saved.seed, saved.offset, dx)
+    first = saved.first_row * dy.shape[-1]
+    implementation(dy, __package__).apply(dy, None, saved.rate, saved.seed, saved.offset, first, dx)
     return dx
 
 
-def dropout_mask(shape: tuple[int, ...], *, rate: float, seed: int = 0, offset: int = 0) -> Array:
+def dropout_mask(shape: tuple[int, ...], *, rate: float, seed: int = 0, offset: int = 0, first_row: int = 0) -> Array:
     """The mask itself, True where an element is kept; the definition of the module's text in NumPy."""
     check_rate("rate", rate)
-    size = int(np.prod(shape))
-    words = philox_words(np.arange(-(-size // 4)), seed, offset).reshape(-1)[:size]
-    kept: Array = words >= keep_threshold(rate)
-    return kept.reshape(shape)
+    check_first_row(first_row)
+    return kept_elements(first_row * shape[-1], int(np.prod(shape)), rate, seed, offset).reshape(shape)

@@ -10,9 +10,11 @@ from ..common.cases import Case, Operation
 from . import dropout_add_backward, dropout_add_forward
 
 
-def _inputs(*shape: int, rate: float = 0.3, residual: bool = False) -> Any:
+def _inputs(*shape: int, rate: float = 0.3, residual: bool = False, **options: Any) -> Any:
     def make(rng: np.random.Generator) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"x": rng.standard_normal(shape), "rate": rate, "seed": 2**40 + 3, "offset": 2**33 + 1}
+        inputs: dict[str, Any] = {
+            "x": rng.standard_normal(shape), "rate": rate, "seed": 2**40 + 3, "offset": 2**33 + 1, **options,
+        }  # fmt: skip
         if residual:
             inputs["residual"] = rng.standard_normal(shape)
         return inputs
@@ -36,6 +38,8 @@ OPERATION = Operation(
         Case("rate 0", _inputs(7, 33, rate=0.0)),
         Case("rate 0 with residual", _inputs(7, 33, rate=0.0, residual=True)),
         Case("high rate", _inputs(7, 33, rate=0.99)),
+        Case("rows of a larger array", _inputs(9, 40, first_row=2**31)),
+        Case("rows that begin within a call", _inputs(37, 33, first_row=7, residual=True)),
         Case("with residual", _inputs(70, 41, residual=True)),
         Case("2048x256 with residual", _inputs(2048, 256, rate=0.1, residual=True), timed=True, flops=2 * 2048 * 256),
     ],

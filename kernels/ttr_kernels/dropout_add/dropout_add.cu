@@ -6,15 +6,17 @@ typedef TTR_T T;
 constexpr int GROUP = 16 / int(sizeof(T));
 static_assert(GROUP % 4 == 0, "a call of Philox decides on four elements");
 
-// y = keep · x · scale + residual, over `size` elements; residual may be null, and y may be x or residual. With a
-// threshold of 0 nothing is dropped and nothing drawn. `aligned` says that all arrays begin at multiples of 16 bytes.
+// y = keep · x · scale + residual, over `size` elements, of which the first is element `mask_first` of the mask; residual may
+// be null, and y may be x or residual. With a threshold of 0 nothing is dropped and nothing drawn. `aligned` says that all
+// arrays begin at multiples of 16 bytes, and mask_first is a multiple of 4.
 extern "C" __global__ void __launch_bounds__(256) dropout_add(
-    const T* x, const T* residual, T* y, long long size, long long aligned, unsigned threshold, float scale,
+    const T* x, const T* residual, T* y, long long size, long long mask_first, long long aligned, unsigned threshold, float scale,
     unsigned key_low, unsigned key_high, unsigned offset_low, unsigned offset_high) {
-  const long long group = (long long)blockIdx.x * 256 + threadIdx.x, first = group * GROUP;
+  // The first group begins with the call of Philox that decides on x[0], and so up to three elements before it.
+  const long long group = (long long)blockIdx.x * 256 + threadIdx.x, first = group * GROUP - (mask_first & 3);
   if (first >= size) return;
   const bool whole = aligned && first + GROUP <= size;
-  const int count = whole ? GROUP : int(min((long long)GROUP, size - first));
+  const int begin = int(max(-first, 0LL)), end = int(min((long long)GROUP, size - first));
   float values[GROUP], others[GROUP];
   if (whole) {
     load_vec(x + first, values);
@@ -22,14 +24,15 @@ extern "C" __global__ void __launch_bounds__(256) dropout_add(
   } else {
 #pragma unroll
     for (int j = 0; j < GROUP; ++j) {
-      values[j] = j < count ? to_float(x[first + j]) : 0.0f;
-      others[j] = residual && j < count ? to_float(residual[first + j]) : 0.0f;
+      const bool is_there = j >= begin && j < end;
+      values[j] = is_there ? to_float(x[first + j]) : 0.0f;
+      others[j] = residual && is_there ? to_float(residual[first + j]) : 0.0f;
     }
   }
 #pragma unroll
   for (int call = 0; call < GROUP / 4; ++call) {
     u4 words = {};
-    if (threshold) words = philox(group * (GROUP / 4) + call, key_low, key_high, offset_low, offset_high);
+    if (threshold) words = philox((mask_first >> 2) + group * (GROUP / 4) + call, key_low, key_high, offset_low, offset_high);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       // A dropped infinity or NaN is dropped, not multiplied by zero.
@@ -43,6 +46,6 @@ extern "C" __global__ void __launch_bounds__(256) dropout_add(
   } else {
 #pragma unroll
     for (int j = 0; j < GROUP; ++j)
-      if (j < count) y[first + j] = from_float<T>(values[j]);
+      if (j >= begin && j < end) y[first + j] = from_float<T>(values[j]);
   }
 }

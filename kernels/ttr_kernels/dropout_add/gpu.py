@@ -13,16 +13,19 @@ _SOURCE = Path(__file__).with_name("dropout_add.cu")
 _THREADS = 256
 
 
-def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int, out: Array) -> None:
+def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int, first: int, out: Array) -> None:
     result = out if out.flags.c_contiguous else empty(out.shape, out.dtype, out)
     inputs = [contiguous(array) for array in (x, residual) if array is not None]
     group = 16 // x.itemsize
-    aligned = int(vector_elements(x.itemsize, (), (*inputs, result)) > 1)
+    # Groups begin with an element on which a call of Philox decides first.
+    skipped = first % 4
+    aligned = int(vector_elements(x.itemsize, (), (*inputs, result)) > 1 and not skipped)
     # A null pointer where there is no residual.
     pointers = (*inputs, 0)[:2]
     _kernel(x.dtype).launch(
-        x, (-(-x.size // (group * _THREADS)),), (_THREADS,),
-        (*pointers, result, x.size, aligned, keep_threshold(rate), 1.0 / (1.0 - rate), *key_and_offset(seed, offset)),
+        x, (-(-(x.size + skipped) // (group * _THREADS)),), (_THREADS,),
+        (*pointers, result, x.size, first, aligned, keep_threshold(rate), 1.0 / (1.0 - rate),
+         *key_and_offset(seed, offset)),
     )  # fmt: skip
     if result is not out:
         out[...] = result

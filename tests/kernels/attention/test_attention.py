@@ -324,6 +324,23 @@ def test_dropout_mask_is_the_same_everywhere(length):
             np.testing.assert_allclose(dv[sequence, :, head], (plain * keep).T, rtol=1e-6)
 
 
+def test_sequences_computed_apart_have_the_mask_of_the_batch():
+    options = {"dropout": 0.3, "seed": 3, "offset": 4}
+    rows = normal(70, 3, 16), normal(70, 3, 16, seed=1), normal(70, 3, 16, seed=2)
+    cu_seqlens = np.array([0, 9, 41, 70], np.int32)
+    out, saved = attention_forward(*rows, cu_seqlens=cu_seqlens, **options)
+    gradients = attention_backward(rows[0], saved)
+    part = slice(9, 70)
+    own, saved = attention_forward(*(r[part] for r in rows), cu_seqlens=cu_seqlens[1:] - 9, first_row=9, **options)
+    np.testing.assert_array_equal(own, out[part])
+    for got, whole in zip(attention_backward(rows[0][part], saved)[:3], gradients[:3], strict=True):
+        np.testing.assert_array_equal(got, whole[part])
+    other, _ = attention_forward(*(r[part] for r in rows), cu_seqlens=cu_seqlens[1:] - 9, first_row=10, **options)
+    assert (other != own).any()
+    with pytest.raises(ValueError, match="first_row: got -1, expected the number of a row, from 0"):
+        attention_forward(*rows, first_row=-1, cu_seqlens=cu_seqlens)
+
+
 def test_dropout_of_weights_is_fair_and_independent():
     def mask(**options):
         return weights_of(length=256, causal=False, **options) > 0

@@ -75,6 +75,21 @@ def test_the_shape_does_not_matter_the_order_does():
     np.testing.assert_array_equal(dropout_mask((1001,), rate=0.5)[:840], dropout_mask((840,), rate=0.5))
 
 
+@DTYPES
+@pytest.mark.parametrize("width", [32, 33, 34, 1])
+def test_rows_computed_apart_have_the_mask_of_the_whole(width, dtype):
+    x, residual = normal(60, width).astype(dtype), normal(60, width, seed=1).astype(dtype)
+    options = {"rate": 0.5, "seed": 1, "offset": 2}
+    whole, saved = dropout_add_forward(x, residual, **options)
+    dx = dropout_add_backward(x, saved)
+    mask = dropout_mask(x.shape, **options)
+    for part in (slice(0, 7), slice(7, 9), slice(9, 60), slice(60, 60)):
+        y, saved = dropout_add_forward(x[part], residual[part], **options, first_row=part.start)
+        np.testing.assert_array_equal(y, whole[part])
+        np.testing.assert_array_equal(dropout_add_backward(x[part], saved), dx[part])
+        np.testing.assert_array_equal(dropout_mask(y.shape, **options, first_row=part.start), mask[part])
+
+
 def test_rate_zero_drops_nothing():
     x, residual = normal(30, 40), normal(30, 40, seed=1)
     np.testing.assert_array_equal(dropout_add_forward(x, rate=0.0)[0], x)
@@ -87,6 +102,8 @@ def test_bad_input_is_named():
     for rate in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"rate: got .*, expected a probability in \[0, 1\)"):
             dropout_add_forward(x, rate=rate)
+    with pytest.raises(ValueError, match="first_row: got -1, expected the number of a row, from 0"):
+        dropout_add_forward(x, rate=0.1, first_row=-1)
     with pytest.raises(ValueError, match=r"residual: got shape \(3, 8\), expected \(4, 8\) like x"):
         dropout_add_forward(x, x[:3], rate=0.1)
     with pytest.raises(TypeError, match="residual: got dtype bfloat16, expected float32 like x"):

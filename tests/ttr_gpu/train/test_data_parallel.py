@@ -15,10 +15,12 @@ from ranks import command, environ, mpirun
 from safetensors.numpy import load_file
 from small_runs import SMALL, resume, run, weights
 
-from ttr_gpu.config import ModelConfig
-from ttr_gpu.data.batches import Share, TrainingBatches, evaluation_batches
+from ttr_gpu.config import DropoutConfig, ModelConfig
+from ttr_gpu.data.batches import Share, TrainingBatches, Windows, balanced, evaluation_batches
 from ttr_gpu.errors import UserError
 from ttr_gpu.model import TransformerModel
+from ttr_gpu.nn.dropout import DropoutKey
+from ttr_gpu.nn.recompute import Recompute
 from ttr_gpu.train.checkpoint import find_checkpoint, list_checkpoints
 from ttr_gpu.train.config import TrainConfig
 from ttr_gpu.train.metrics import read_metrics
@@ -105,14 +107,47 @@ def test_parts_of_the_moments_make_the_updates_of_the_whole():
             np.testing.assert_array_equal(each.second, whole.second[each.own])
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_ranks_share_the_windows_of_one_batch(data, tmp_path, precision):
-    # As `mpirun -n 2 ttr-gpu train data.zarr` does. A mask is that of a part: here there is none.
-    options = (f"model.precision={precision}", "model.dropout={attention=0, feed_forward=0, residual=0}")
+@pytest.mark.parametrize(("precision", "several"), [("float32", (2, 3, 4)), ("float16", (3,))])
+def test_ranks_share_the_windows_of_one_batch(data, tmp_path, precision, several):
+    # As `mpirun -n 2 ttr-gpu train data.zarr` does. Each row has the mask that it has in the whole batch.
+    options = (f"model.precision={precision}", DROPOUT)
     run(data, tmp_path / "1", *options)
-    got, said = train_on(3, data, tmp_path / "3", *options)
-    np.testing.assert_allclose(got, steps(tmp_path / "1" / "run"), rtol=1e-4 if precision == "float32" else 2e-2)
-    assert "a part, 1 of 3, of one of 1" in said
+    expected = steps(tmp_path / "1" / "run")
+    for ranks in several:
+        got, said = train_on(ranks, data, tmp_path / str(ranks), *options)
+        np.testing.assert_allclose(got, expected, rtol=1e-4 if precision == "float32" else 2e-2)
+        assert f"a part, 1 of {ranks}, of one of 1" in said
+
+
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_parts_of_a_batch_have_the_masks_of_the_whole(recompute):
+    drop = DropoutConfig(attention=0.3, feed_forward=0.3, residual=0.3)
+    # Widths of which no row begins with a call of Philox.
+    config = ModelConfig(
+        vocabulary_size=1500, embed_dim=18, hidden_dim=31, num_heads=3, num_layers=2, dropout=drop
+    )  # fmt: skip
+    split = split_of(np.random.default_rng(0).integers(2, 40, 60).tolist())
+    losses, gradients = [], []
+    for size in (1, 2, 5):
+        model = TransformerModel(config, seed=1)
+        model.zero_gradients()
+        loss = 0.0
+        for rank in range(size):
+            with TrainingBatches(
+                split, fingerprint="f", tokens_per_batch=50, max_length=8, share=Share(rank, size, 1)
+            ) as found:  # fmt: skip
+                batch = next(found)
+            part, saved = model.loss_forward(batch, DropoutKey(3, 1, batch.first_row), recompute=Recompute(recompute))
+            share = (
+                np.count_nonzero(batch.targets >= 0) / 50
+            )  # of tokens_per_batch, which is as good as the number of targets
+            model.loss_backward(share, saved)
+            loss += share * float(part)
+        losses.append(loss)
+        gradients.append(model.flat.gradients.copy())
+    np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-5)
+    for got in gradients[1:]:
+        np.testing.assert_allclose(got, gradients[0], rtol=1e-3, atol=1e-6)
 
 
 def test_a_run_goes_on_on_another_number_of_ranks(data, tmp_path):
@@ -285,18 +320,36 @@ def test_shares_are_all_batches_once(size, batches):
     shared = [first(Share(rank, size, batches), 5 * max(1, batches // size)) for rank in range(size)]
     for batch in whole:
         parts = [b for found in shared for b in found if b.step == batch.step]
-        assert [b.part for b in parts] == list(range(max(1, size // batches)))
+        assert len(parts) == max(1, size // batches)
         for name in ("tokens", "targets", "times", "starts"):
             both = np.concatenate([getattr(b, name) for b in parts])
-            np.testing.assert_array_equal(np.sort(both), np.sort(getattr(batch, name)))
-        counts = [len(b.tokens) for b in parts]
-        assert max(counts) - min(counts) <= 8, "parts are as even as windows allow"
+            np.testing.assert_array_equal(both, getattr(batch, name))
+        counts = np.array([len(b.tokens) for b in parts])
+        assert [b.first_row for b in parts] == (np.cumsum(counts) - counts).tolist()
+        assert np.abs(counts - counts.mean()).max() <= 8, "parts are as even as windows allow"
         for b in parts:
             assert b.cu_seqlens[-1] == len(b.tokens)
     # A step's batches are spread over the ranks step by step, not over time.
     for found in shared:
         assert [b.step // batches for b in found] == sorted(b.step // batches for b in found)
         assert found[0].step // batches == 2
+
+
+def test_halves_and_quarters_of_a_batch_are_nearly_even():
+    rng = np.random.default_rng(0)
+    largest, unbalanced = [], []
+    for _ in range(20):
+        lengths = rng.lognormal(3.0, 1.0, 60).astype(np.int64) + 1
+        windows, chosen = Windows(np.cumsum(lengths), lengths, np.arange(60)), rng.permutation(60)
+        order = balanced(windows, chosen)
+        assert sorted(order) == list(range(60))
+        for found, laid in ((largest, lengths[order]), (unbalanced, lengths[chosen])):
+            for parts in (2, 4):
+                counts = [laid[Share(0, parts, 1).windows(laid, part)].sum() for part in range(parts)]
+                assert sum(counts) == lengths.sum()
+                found.append(max(counts) * parts / lengths.sum())
+    assert max(largest) < 1.03
+    assert np.mean(unbalanced) > 1.03
 
 
 def test_a_rank_may_have_nothing_of_a_batch():
