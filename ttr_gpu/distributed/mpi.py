@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,6 +34,8 @@ class MpiCommunicator:
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         machine = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = machine.Get_rank(), machine.Get_size()
+        machine.Barrier()  # by now all have mapped it
+        _unlink_shared_memory()
         machine.Free()
         self.name = f"MPI ({library_name(MPI)})"
         self._started: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
@@ -119,6 +123,19 @@ class MpiCommunicator:
             except BaseException as error:
                 self._spans.put(error)
                 return
+
+
+def _unlink_shared_memory() -> None:
+    """Take the name from the memory that MPICH shares on this machine; it stays mapped.
+
+    MPICH does so only when it ends. Killed ranks would leave megabytes behind, and under srun, where the name follows
+    from the numbers of job and step, the job that is queued again would take what is left for its own, and fail.
+    """
+    with contextlib.suppress(OSError):  # no such list, as on macOS
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            at = line.find("/dev/shm/mpich_shm_")
+            if at >= 0:
+                Path(line[at:]).unlink(missing_ok=True)
 
 
 def library_name(mpi: Any) -> str:

@@ -10,11 +10,12 @@ from types import FrameType
 
 # Ctrl-C; what Slurm and others send before they kill; what `sbatch --signal=USR1@60` sends ahead of that.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SAID = b"\nstopping after this step; once more to stop at once, without saving\n"
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects them for a loop to act on after its step; a second one stops at once."""
+def stop_signals(aloud: bool = True) -> Iterator[list[int]]:
+    """Collects them for a loop to act on after its step, and says so if `aloud`; a second one stops at once."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -23,7 +24,7 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         # Written past Python's buffers, which the interrupted code may hold.
         with suppress(OSError):
-            os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
+            os.write(2, _SAID if aloud else b"")
 
     try:
         before = {number: signal.signal(number, handle) for number in _SIGNALS}

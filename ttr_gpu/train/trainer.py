@@ -167,7 +167,7 @@ class Trainer:
         for line in self.plan.lines:
             self.log.line(line)
         try:
-            with self.batches, stop_signals() as received:
+            with self.batches, stop_signals(aloud=self.leads) as received:
                 self._received = received
                 while (reason := self._reason_to_stop()) is None:
                     with self.model.arena.step(), self.profile.step() if self.profile is not None else nullcontext():

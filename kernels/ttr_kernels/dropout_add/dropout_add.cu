@@ -10,13 +10,13 @@ static_assert(GROUP % 4 == 0, "a call of Philox decides on four elements");
 // be null, and y may be x or residual. With a threshold of 0 nothing is dropped and nothing drawn. `aligned` says that all
 // arrays begin at multiples of 16 bytes, and mask_first is a multiple of 4.
 extern "C" __global__ void __launch_bounds__(256) dropout_add(
-    const T* x, const T* residual, T* y, long long size, long long mask_first, long long aligned, unsigned threshold, float scale,
-    unsigned key_low, unsigned key_high, unsigned offset_low, unsigned offset_high) {
+    const T* x, const T* residual, T* y, long long size, long long mask_first, long long aligned, unsigned threshold,
+    float scale, unsigned key_low, unsigned key_high, unsigned offset_low, unsigned offset_high) {
   // The first group begins with the call of Philox that decides on x[0], and so up to three elements before it.
   const long long group = (long long)blockIdx.x * 256 + threadIdx.x, first = group * GROUP - (mask_first & 3);
   if (first >= size) return;
   const bool whole = aligned && first + GROUP <= size;
-  const int begin = int(max(-first, 0LL)), end = int(min((long long)GROUP, size - first));
+  const auto is_there = [=](int j) { return (unsigned long long)(first + j) < (unsigned long long)size; };
   float values[GROUP], others[GROUP];
   if (whole) {
     load_vec(x + first, values);
@@ -24,9 +24,8 @@ extern "C" __global__ void __launch_bounds__(256) dropout_add(
   } else {
 #pragma unroll
     for (int j = 0; j < GROUP; ++j) {
-      const bool is_there = j >= begin && j < end;
-      values[j] = is_there ? to_float(x[first + j]) : 0.0f;
-      others[j] = residual && is_there ? to_float(residual[first + j]) : 0.0f;
+      values[j] = is_there(j) ? to_float(x[first + j]) : 0.0f;
+      others[j] = residual && is_there(j) ? to_float(residual[first + j]) : 0.0f;
     }
   }
 #pragma unroll
@@ -46,6 +45,6 @@ extern "C" __global__ void __launch_bounds__(256) dropout_add(
   } else {
 #pragma unroll
     for (int j = 0; j < GROUP; ++j)
-      if (j >= begin && j < end) y[first + j] = from_float<T>(values[j]);
+      if (is_there(j)) y[first + j] = from_float<T>(values[j]);
   }
 }

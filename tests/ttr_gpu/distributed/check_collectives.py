@@ -1,6 +1,8 @@
 """Run by test_communicators.py on every rank of MPI: each collective beside what NumPy gives for all ranks' arrays."""
 
+import re
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +15,9 @@ rank, size = communicator.rank, communicator.size
 assert size == int(sys.argv[1])
 assert communicator.local_size == size
 assert "MPI" in communicator.name
+# A killed rank leaves nothing in memory that a later run could take for its own.
+maps = Path("/proc/self/maps")
+assert not maps.exists() or not re.search(r"/dev/shm/mpich_shm_\w+$", maps.read_text(), re.MULTILINE)
 
 
 def of_rank(number: int, shape: tuple[int, ...], dtype: object) -> np.ndarray:

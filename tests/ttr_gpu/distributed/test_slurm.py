@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import environ
+from ranks import environ, mpirun
 
 from ttr_gpu.distributed.slurm import Job, script
 from ttr_gpu.errors import UserError
+from ttr_gpu.train.metrics import read_metrics
 
 SHIPPED = Path(__file__).resolve().parents[3] / "scripts" / "slurm"
 JOBS = {
@@ -105,10 +106,8 @@ def cluster(tmp_path_factory):
     for path in (folder, folder / "key"):
         path.chmod(0o700 if path.is_dir() else 0o400)
     host = socket.gethostname()
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            ports.append(server.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [server.getsockname()[1] for server in (one, other)]
     (folder / "slurm.conf").write_text(
         f"ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmctldPort={ports[0]}\nSlurmdPort={ports[1]}\n"
         f"AuthType=auth/munge\nAuthInfo=socket={folder}/munge.socket,cred_expire=5\nSlurmUser=root\nSlurmdUser=root\n"
@@ -161,11 +160,11 @@ def call(cluster, *line, cwd=None):
     return done.stdout
 
 
-def wait_for(path, pattern, seconds=150):
+def wait_for(path, pattern, seconds=180):
     """The text of a job's log once it has the pattern."""
     for _ in range(5 * seconds):
         text = path.read_text() if path.exists() else ""
-        if re.search(pattern, text):
+        if re.search(pattern, text, re.DOTALL):
             return text
         time.sleep(0.2)
     raise AssertionError(f"no {pattern!r} in {text}")
@@ -186,32 +185,32 @@ def test_a_job_that_is_stopped_goes_on_in_the_queue(cluster, tmp_path):
     (tmp_path / "prepare.sbatch").write_text(prepare)
     number = call(cluster, "sbatch", "--parsable", "prepare.sbatch", cwd=tmp_path).strip()
     small = ["model.embed_dim=16", "model.hidden_dim=32", "model.num_heads=2", "model.num_layers=1",
-             "train.max_length=16", "train.tokens_per_batch=64", "train.accumulate=2", "train.checkpoint_every=20",
-             "train.evaluate_every=100000", "train.steps=1000000"]  # fmt: skip
-    options = [part for each in small for part in ("--set", each)]
-    job = Job("train", ("log.zarr", "--preset", "nano", *options), ranks=2, cpus=1, name="train")
+             "train.max_length=16", "train.tokens_per_batch=64", "train.accumulate=2", "train.checkpoint_every=100000",
+             "train.evaluate_every=100000", "train.steps=250"]  # fmt: skip
+    options = ["log.zarr", "--preset", "nano", *(part for each in small for part in ("--set", each))]
+    job = Job("train", tuple(options), ranks=2, cpus=1, name="train")
     (tmp_path / "train.sbatch").write_text(script(job))
     number = call(
         cluster, "sbatch", "--parsable", f"--dependency=afterok:{number}", "train.sbatch", cwd=tmp_path
     ).strip()  # fmt: skip
     log = tmp_path / f"train-{number}.log"
-    text = wait_for(log, r"\nstep +\d\d\d/|MPI_Init_thread.* failed")
-    if " failed" in text and "UCX" in text:
-        pytest.skip("MPICH does not start under srun here: UCX finds a device without a bandwidth")
+    text = wait_for(log, r"\nstep +\d\d/")
     assert "processes  2 through MPI" in text
     assert "SLURM_STEP" not in text.split("ttr-gpu ")[0]
     assert f"SLURM_JOB_ID={number}" in text
     call(cluster, "scancel", "--signal=USR1", number)
     text = wait_for(log, "SIGUSR1: stopped after step")
     stopped = int(re.search(r"SIGUSR1: stopped after step (\d+)", text)[1])
-    # It would be started two minutes after it has ended; not that long here.
-    for _ in range(600):
-        state = call(cluster, "squeue", "-h", "-j", number, "-o", "%T").strip()
-        if state == "PENDING":
-            subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], env=cluster, check=False)
-        if "start 1" in log.read_text():
-            break
-        time.sleep(0.2)
-    text = wait_for(log, f"resuming runs/train-{number} after step {stopped}")
-    wait_for(log, rf"\nstep +{stopped + 1}/")
-    call(cluster, "scancel", number)
+    assert stopped < 250
+    # Slurm lets it start again when what allowed its first start has expired (here 5 s, by default 2 minutes).
+    wait_for(log, f"start 1, .*resuming runs/train-{number} after step {stopped}")
+    wait_for(log, "trained 250 steps")
+    again = ["-m", "ttr_cli.main", "train", tmp_path / "log.zarr", *options[1:], "--out", tmp_path / "through"]
+    code, _, err = mpirun(*again, "--name", "run", timeout=600)
+    assert code == 0, err
+    # As if it had not been stopped, to the bit.
+    assert losses(tmp_path / "runs" / f"train-{number}") == losses(tmp_path / "through" / "run")
+
+
+def losses(folder):
+    return [(r["step"], r["loss"], r["gradient_norm"]) for r in read_metrics(folder) if r["kind"] == "step"]
