@@ -83,13 +83,11 @@ def _tokens(reader: EventReader, grouped: Any, prompts: EventPrompts, names: lis
             tokens.append(prompts.token(kind))
         except UserError as error:
             place = reader.place(int(grouped.places[int(np.flatnonzero(np.asarray(grouped.types) == number)[0])]))
-            untyped = (
-                (
-                    ", what events are called that have none: if a column has their types, say which with --type-column "
-                    "(and --type-bins, if they are numbers that were put in bins)"
+            untyped = ""
+            if kind == UNTYPED:
+                untyped = (
+                    ", what events are called that have none: if a column has their types, say which with "
+                    "--type-column (and --type-bins, if they are numbers that were put in bins)"
                 )
-                if kind == UNTYPED
-                else ""
-            )
             raise UserError(f"{place}: {error}{untyped}") from None
     return np.array(tokens, np.int32)
