@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 # Places in a model where dropout draws: a step leaves room for this many.
 _SITES = 1 << 20
@@ -22,6 +23,6 @@ class DropoutKey:
     step: int
     first_row: int = 0
 
-    def at(self, site: int) -> dict[str, int]:
+    def at(self, site: int) -> dict[str, Any]:
         """What an operation draws with at one place in the model, 0 <= site < 2^20: seed, offset and first_row."""
         return {"seed": self.seed, "offset": self.step * _SITES + site, "first_row": self.first_row}
