@@ -49,8 +49,8 @@ def find_column(
             "--header if the first line names them"
         )
     if required:
-        near = next((name for name in names if difflib.get_close_matches(name.lower(), usual, 1, 0.7)), None)
-        hint = "" if near is None else f", such as {option} {near}"
+        closest = next((name for name in names if difflib.get_close_matches(name.lower(), usual, 1, 0.7)), None)
+        hint = "" if closest is None else f", such as {option} {closest}"
         raise UserError(
             f"{source.name}: found no column named {' or '.join(usual)}; say which of {', '.join(names)} with "
             f"{option}{hint}"
