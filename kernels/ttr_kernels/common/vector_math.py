@@ -1,4 +1,4 @@
-"""exp, log, tanh, erf, sin and cos of float32 in plain arithmetic, so that loops which call them become vector code.
+"""exp, log, sin and cos of float32 in plain arithmetic, so that loops which call them become vector code.
 
 numba without SVML turns `math.exp` into one library call per element. These have no branches (selections only) and no
 calls; each is within 2 units in the last place over the range its docstring states (tests/kernels/common). Coefficients
@@ -156,53 +156,6 @@ def log1p_and_reciprocal(u: Any) -> Any:
     y = _log_plus(w, lost)
     # Infinity and NaN stay what they are.
     return (y if u < _f(np.inf) else u), reciprocal
-
-
-@jit_exact
-def tanh(x: Any) -> Any:
-    """tanh x for all x."""
-    a = abs(x)
-    s = x * x
-    p = _f(2.1429604665e-03)
-    p = p * s + _f(-8.1773968166e-03)
-    p = p * s + _f(2.1700702688e-02)
-    p = p * s + _f(-5.3946762974e-02)
-    p = p * s + _f(1.3333206008e-01)
-    p = p * s + _f(-3.3333330803e-01)
-    small = p * s * x + x
-    e = exp_of_nonpositive(-(a + a))
-    large = ONE - _f(2.0) * (e / (ONE + e))
-    large = large if x > _f(0.0) else -large
-    y = small if a < _f(0.625) else large
-    return y if x == x else x
-
-
-@jit_exact
-def erf(x: Any) -> Any:
-    """The error function, for all x."""
-    a = abs(x)
-    s = x * x
-    p = _f(7.8538711661e-05)
-    p = p * s + _f(-8.0101970751e-04)
-    p = p * s + _f(5.1883281510e-03)
-    p = p * s + _f(-2.6853812236e-02)
-    p = p * s + _f(1.1283585158e-01)
-    p = p * s + _f(-3.7612625826e-01)
-    p = p * s + _f(1.2837916573e-01)
-    small = p * x + x
-    t = a if a < _f(4.0) else _f(4.0)
-    q = _f(2.1697608323e-05)
-    q = q * t + _f(-4.4147257613e-04)
-    q = q * t + _f(4.2052843459e-03)
-    q = q * t + _f(-2.5210338572e-02)
-    q = q * t + _f(1.0842209762e-01)
-    q = q * t + _f(6.3321639869e-01)
-    q = q * t + _f(1.1295803106e00)
-    q = q * t + _f(-1.8846765169e-04)
-    large = ONE - exp_of_nonpositive(-q)
-    large = large if x > _f(0.0) else -large
-    y = small if a < ONE else large
-    return y if x == x else x
 
 
 @jit_exact

@@ -1,7 +1,5 @@
-"""Layer normalisation on CPU cores: one pass over memory each way, several over a row while it is in cache.
-
-Rows are copied into the kernel's own memory where a result may take the place of an input: see rms_norm/cpu.py.
-"""
+"""Layer normalisation on CPU cores: one pass over memory each way, several over a row while it is in cache. Results may
+take the place of inputs: kernels read an element before they write it."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, kernel_view, result_rows, zeros
-from ..common.compilation import jit
+from ..common.compilation import jit, jit_within
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
 from ..common.storage import load, store
@@ -26,19 +24,17 @@ _ONE = np.float32(1.0)
 def forward(
     x: Array, weight: Array, bias: Array | None, residual: Array | None, eps: float, out: Array, sum_out: Array | None
 ) -> tuple[Array, Array]:
-    if residual is not None and sum_out is not None:
-        flat, rows, stride = contiguous_rows(x)
-        r, _, r_stride = contiguous_rows(residual)
-        s, _, s_stride = result_rows("sum_out", sum_out)
-        parallel_for(_add, rows, flat, stride, r, r_stride, s, s_stride, x.shape[-1], grain=_GRAIN)
-        x = sum_out
     flat, rows, stride = contiguous_rows(x)
     y, _, y_stride = result_rows("out", out)
     mean, inverse = empty(rows, FLOAT32), empty(rows, FLOAT32)
-    b = kernel_view(zeros(x.shape[-1], FLOAT32) if bias is None else bias)
-    parallel_for(
-        _forward, rows, flat, stride, kernel_view(weight), b, np.float32(eps), y, y_stride, mean, inverse, grain=_GRAIN
-    )
+    w, b = kernel_view(weight), kernel_view(zeros(x.shape[-1], FLOAT32) if bias is None else bias)
+    rest = w, b, np.float32(eps), y, y_stride, mean, inverse
+    if residual is None or sum_out is None:
+        parallel_for(_forward, rows, flat, stride, *rest, grain=_GRAIN)
+    else:
+        r, _, r_stride = contiguous_rows(residual)
+        s, _, s_stride = result_rows("sum_out", sum_out)
+        parallel_for(_forward_residual, rows, flat, stride, r, r_stride, s, s_stride, *rest, grain=_GRAIN)
     return mean, inverse
 
 
@@ -60,17 +56,25 @@ def backward(
         add_partials(biases, dbias)
 
 
-@jit
-def _add(
-    x: Any, stride: int, residual: Any, residual_stride: int, total: Any, total_stride: int, width: int,
-    begin: int, end: int,
+@jit_within
+def _normalize(
+    x: Any, at: int, total: Any, weight: Any, bias: Any, eps: Any, y: Any, y_at: int, means: Any, inverses: Any,
+    row: int,
 ) -> None:  # fmt: skip
-    values = np.empty(width, np.float32)
-    for row in range(begin, end):
-        for j in range(width):
-            values[np.uintp(j)] = load(x, row * stride + j) + load(residual, row * residual_stride + j)
-        for j in range(width):
-            store(total, row * total_stride + j, values[np.uintp(j)])
+    """A row of which the sum is known."""
+    width = weight.shape[0]
+    share = _ONE / np.float32(width)
+    mean = total * share
+    # A second look at the row, not E[x²] − E[x]², which cancels where the mean is large.
+    squares = _ZERO
+    for j in range(width):
+        difference = load(x, at + j) - mean
+        squares += difference * difference
+    r = _ONE / np.sqrt(squares * share + eps)
+    means[row] = mean
+    inverses[row] = r
+    for j in range(width):
+        store(y, y_at + j, (load(x, at + j) - mean) * r * load(weight, j) + load(bias, j))
 
 
 @jit
@@ -78,23 +82,25 @@ def _forward(
     x: Any, stride: int, weight: Any, bias: Any, eps: Any, y: Any, y_stride: int, means: Any, inverses: Any,
     begin: int, end: int,
 ) -> None:  # fmt: skip
-    width = weight.shape[0]
-    share = _ONE / np.float32(width)
     for row in range(begin, end):
         total = _ZERO
-        for j in range(width):
+        for j in range(weight.shape[0]):
             total += load(x, row * stride + j)
-        mean = total * share
-        # A second look at the row, not E[x²] − E[x]², which cancels where the mean is large.
-        squares = _ZERO
-        for j in range(width):
-            difference = load(x, row * stride + j) - mean
-            squares += difference * difference
-        r = _ONE / np.sqrt(squares * share + eps)
-        means[row] = mean
-        inverses[row] = r
-        for j in range(width):
-            store(y, row * y_stride + j, (load(x, row * stride + j) - mean) * r * load(weight, j) + load(bias, j))
+        _normalize(x, row * stride, total, weight, bias, eps, y, row * y_stride, means, inverses, row)
+
+
+@jit
+def _forward_residual(
+    x: Any, stride: int, residual: Any, residual_stride: int, sums: Any, sums_stride: int, weight: Any, bias: Any,
+    eps: Any, y: Any, y_stride: int, means: Any, inverses: Any, begin: int, end: int,
+) -> None:  # fmt: skip
+    for row in range(begin, end):
+        at, total = row * sums_stride, _ZERO
+        for j in range(weight.shape[0]):
+            store(sums, at + j, load(x, row * stride + j) + load(residual, row * residual_stride + j))
+            # Read back: what is normalised is the sum as it is stored.
+            total += load(sums, at + j)
+        _normalize(sums, at, total, weight, bias, eps, y, row * y_stride, means, inverses, row)
 
 
 @jit
@@ -104,27 +110,27 @@ def _backward(
 ) -> None:  # fmt: skip
     width = weight.shape[0]
     share = _ONE / np.float32(width)
-    gradient, extra = np.empty(width, np.float32), np.zeros(width, np.float32)
     for part in range(begin, end):
         dweight, dbias = weights[part], biases[part]
         for row in range(part * ROWS_PER_PARTIAL, min((part + 1) * ROWS_PER_PARTIAL, rows)):
-            mean, r = means[row], inverses[row]
+            mean, r, at = means[row], inverses[row], row * dx_stride
             total, dot = _ZERO, _ZERO
             for j in range(width):
-                given = load(dy, row * dy_stride + j)
-                gradient[np.uintp(j)] = given
-                g = given * load(weight, j)
+                g = load(dy, row * dy_stride + j) * load(weight, j)
                 total += g
                 dot += g * (load(x, row * x_stride + j) - mean)
-            if dsum_stride > 0:
-                for j in range(width):
-                    extra[np.uintp(j)] = load(dsum, row * dsum_stride + j)
             total *= share
             dot *= r * share
-            for j in range(width):
-                given = gradient[np.uintp(j)]
-                n = (load(x, row * x_stride + j) - mean) * r
-                dweight[j] += given * n
-                dbias[j] += given
-                d = r * (given * load(weight, j) - total - n * dot)
-                store(dx, row * dx_stride + j, d + extra[np.uintp(j)])
+            if dsum_stride > 0:
+                for j in range(width):
+                    given, n = load(dy, row * dy_stride + j), (load(x, row * x_stride + j) - mean) * r
+                    dweight[j] += given * n
+                    dbias[j] += given
+                    d = r * (given * load(weight, j) - total - n * dot)
+                    store(dx, at + j, d + load(dsum, row * dsum_stride + j))
+            else:
+                for j in range(width):
+                    given, n = load(dy, row * dy_stride + j), (load(x, row * x_stride + j) - mean) * r
+                    dweight[j] += given * n
+                    dbias[j] += given
+                    store(dx, at + j, r * (given * load(weight, j) - total - n * dot))

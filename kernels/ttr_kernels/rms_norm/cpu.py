@@ -1,9 +1,5 @@
-"""RMS normalisation on CPU cores: one pass over the rows forward, one backward.
-
-A loop that writes an array which it also reads under another name is no vector code, since the compiler cannot exclude
-an overlap. So that results may take the place of inputs, such loops read a row that was copied into the kernel's own
-memory.
-"""
+"""RMS normalisation on CPU cores: one pass over the rows forward, one backward. Results may take the place of inputs:
+kernels read an element before they write it."""
 
 from __future__ import annotations
 
@@ -79,13 +75,10 @@ def _forward_residual(
     y: Any, y_stride: int, total: Any, total_stride: int, inverse_rms: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     width = weight.shape[0]
-    values = np.empty(width, np.float32)
     for row in range(begin, end):
-        for j in range(width):
-            values[np.uintp(j)] = load(x, row * stride + j) + load(residual, row * residual_stride + j)
         squares = np.float32(0.0)
         for j in range(width):
-            store(total, row * total_stride + j, values[np.uintp(j)])
+            store(total, row * total_stride + j, load(x, row * stride + j) + load(residual, row * residual_stride + j))
             # Read back: what is normalised is the sum as it is stored.
             value = load(total, row * total_stride + j)
             squares += value * value
@@ -101,21 +94,23 @@ def _backward(
     dx: Any, dx_stride: int, partials: Any, rows: int, begin: int, end: int,
 ) -> None:  # fmt: skip
     width = weight.shape[0]
-    gradient, extra = np.empty(width, np.float32), np.zeros(width, np.float32)
     for part in range(begin, end):
         dweight = partials[part]
         for row in range(part * ROWS_PER_PARTIAL, min((part + 1) * ROWS_PER_PARTIAL, rows)):
             r = inverse_rms[row]
             dot = np.float32(0.0)
             for j in range(width):
-                g = load(dy, row * dy_stride + j)
-                gradient[np.uintp(j)] = g
-                dot += g * load(weight, j) * load(x, row * x_stride + j)
+                dot += load(dy, row * dy_stride + j) * load(weight, j) * load(x, row * x_stride + j)
+            pull = dot * r * r * r / np.float32(width)
+            at = row * dx_stride
             if dsum_stride > 0:
                 for j in range(width):
-                    extra[np.uintp(j)] = load(dsum, row * dsum_stride + j)
-            pull = dot * r * r * r / np.float32(width)
-            for j in range(width):
-                g, value = gradient[np.uintp(j)], load(x, row * x_stride + j)
-                dweight[j] += g * value * r
-                store(dx, row * dx_stride + j, g * load(weight, j) * r - value * pull + extra[np.uintp(j)])
+                    g, value = load(dy, row * dy_stride + j), load(x, row * x_stride + j)
+                    dweight[j] += g * value * r
+                    d = g * load(weight, j) * r - value * pull
+                    store(dx, at + j, d + load(dsum, row * dsum_stride + j))
+            else:
+                for j in range(width):
+                    g, value = load(dy, row * dy_stride + j), load(x, row * x_stride + j)
+                    dweight[j] += g * value * r
+                    store(dx, at + j, g * load(weight, j) * r - value * pull)

@@ -45,18 +45,6 @@ def _log1p(x, y):
 
 
 @jit
-def _tanh(x, y):
-    for i in range(x.shape[0]):
-        y[np.uintp(i)] = vector_math.tanh(x[np.uintp(i)])
-
-
-@jit
-def _erf(x, y):
-    for i in range(x.shape[0]):
-        y[np.uintp(i)] = vector_math.erf(x[np.uintp(i)])
-
-
-@jit
 def _sincos(phase, sine, cosine):
     for i in range(phase.shape[0]):
         s, c = vector_math.sincos_of_phase(phase[i])
@@ -94,7 +82,6 @@ def ulps(got, exact):
 
 SUBNORMALS = floats(1e-45, 1.1754942e-38, 99991)
 NORMALS = floats(1.1754944e-38, 3.4028235e38, 1009)
-ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 ACCURACY = {
     "exp": (_exp, np.exp, np.concatenate([-floats(0, 87.33654, 1009), floats(0, 88.72283, 1009)])),
@@ -104,10 +91,6 @@ ACCURACY = {
     "log near 1": (_log, np.log, floats(0.5, 2.0, 31)),
     "log1p": (_log1p, np.log1p, np.concatenate([SUBNORMALS, NORMALS])),
     "log1p around its seams": (_log1p, np.log1p, floats(0.25, 4.0, 101)),
-    "tanh": (_tanh, np.tanh, both_signs(np.concatenate([SUBNORMALS, floats(1.1754944e-38, 20.0, 1009)]))),
-    "tanh around its seam": (_tanh, np.tanh, both_signs(floats(0.5, 0.75, 11))),
-    "erf": (_erf, ERF, both_signs(np.concatenate([SUBNORMALS, floats(1.1754944e-38, 10.0, 4001)]))),
-    "erf around its seams": (_erf, ERF, both_signs(floats(0.9, 4.1, 101))),
 }
 
 
@@ -145,8 +128,6 @@ SPECIAL = [
     (_exp_of_nonpositive, [(-INFINITY, 0.0), (-1e30, 0.0), (-0.0, 1.0), (0.0, 1.0)]),
     (_log, [(0.0, -INFINITY), (1e-40, -INFINITY), (1.0, 0.0), (INFINITY, INFINITY), (-1.0, NAN), (-INFINITY, NAN)]),
     (_log1p, [(0.0, 0.0), (INFINITY, INFINITY)]),
-    (_tanh, [(0.0, 0.0), (INFINITY, 1.0), (-INFINITY, -1.0), (3e38, 1.0), (-3e38, -1.0)]),
-    (_erf, [(0.0, 0.0), (INFINITY, 1.0), (-INFINITY, -1.0), (3e38, 1.0), (-3e38, -1.0)]),
 ]
 
 
@@ -155,12 +136,6 @@ def test_special_values(loop, pairs):
     x, want = np.array([*pairs, (NAN, NAN)], f).T
     # Repeated, so that the vector loop sees them and not only the loop over what remains of it.
     np.testing.assert_array_equal(apply(loop, np.repeat(x, 37)), np.repeat(want, 37))
-
-
-@pytest.mark.parametrize("loop", [_tanh, _erf])
-def test_odd_functions_are_odd_to_the_bit(loop):
-    x = floats(1e-45, 20.0, 10007)
-    np.testing.assert_array_equal(apply(loop, -x).view(np.int32), (-apply(loop, x)).view(np.int32))
 
 
 # What the compiler made of the loops.
@@ -191,7 +166,7 @@ X, AT, ONE = np.ones(64, f), 0, f(1)
 
 
 @vector_machine
-@pytest.mark.parametrize("loop", [_exp, _exp_of_nonpositive, _log, _log1p, _tanh, _erf])
+@pytest.mark.parametrize("loop", [_exp, _exp_of_nonpositive, _log, _log1p])
 def test_functions_become_vector_code(loop):
     assert packed_instructions(assembly(loop, X, X)) >= 8
 
