@@ -45,6 +45,11 @@ def serve(
 
     POST /push takes events, POST /predict answers what comes next, / shows a stream live. Ctrl-C ends it when all
     requests have been answered; with --state no stream is lost.
+
+    \b
+    ttr-gpu serve runs/badges --state streams/
+    curl http://127.0.0.1:8000/push -H "Content-Type: application/json" \\
+      -d '{"stream": "a", "type": "Student", "time": "2024-05-01T12:00Z"}'
     """
     from ttr_gpu.errors import UserError
 

@@ -131,5 +131,7 @@ def test_a_data_set_that_has_moved_can_be_given(ttr, text_run, tmp_path):
 
         sums = json.loads((path / "DONE").read_text())
         (path / "DONE").write_text(json.dumps({**sums, "config.json": sha256(path / "config.json")}))
-    ttr("generate", moved, *AT).error("holds no vocabulary", "gone.zarr: no such data set", "--data data.zarr")
+    ttr("generate", moved, *AT).error(
+        "holds no vocabulary", "gone.zarr: is not there, seen from ", "--data .../gone.zarr"
+    )
     assert ttr("generate", moved, *AT, "--data", text_run[1], "--max-tokens", "4").ok()

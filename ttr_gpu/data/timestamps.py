@@ -39,10 +39,11 @@ class TimestampParser:
 
     Args:
         unit: of numbers, in seconds; dates are converted to it.
-        assume_utc: read dates without a zone as UTC; otherwise they are refused.
+        assume_utc: read dates without a zone as UTC; otherwise they are refused. None: refused, where there is no
+            --assume-utc that a message could point to.
     """
 
-    def __init__(self, unit: float = 1.0, assume_utc: bool = False) -> None:
+    def __init__(self, unit: float = 1.0, assume_utc: bool | None = False) -> None:
         self.unit, self.assume_utc = unit, assume_utc
 
     def parse(self, value: Any) -> float:
@@ -66,9 +67,10 @@ class TimestampParser:
             raise ValueError(f"time: got {shown(text)}; expected a number or an ISO 8601 date") from None
         if date.tzinfo is None:
             if not self.assume_utc:
+                way_out = "" if self.assume_utc is None else ", or the option --assume-utc"
                 raise ValueError(
                     f"time: got {shown(text)}, a date without a zone; expected one such as "
-                    "2024-05-01T12:00:00Z, or the option --assume-utc"
+                    f"2024-05-01T12:00:00Z{way_out}"
                 )
             date = date.replace(tzinfo=UTC)
         seconds = (date - _EPOCH) / timedelta(microseconds=1) / 1e6

@@ -96,7 +96,7 @@ class EventStreams:
 
         Args:
             streams: (n,) which stream each belongs to.
-            types: (n,) their types, numbers or names.
+            types: (n,) their types, names or numbers from 0; where names are numerals, a number is such a name.
             times: (n,) when they happened, in the data set's unit (its origin included); in each stream not before the
                 event before.
 
@@ -266,7 +266,12 @@ class EventStreams:
             if self._names is None:
                 raise ValueError(f"types: got {kind!r}, expected numbers, since no names were given")
             return self._names.token(kind)
-        if not 0 <= kind < self._types_known or kind != int(kind):
+        if isinstance(kind, bool) or not isinstance(kind, int | np.integer):
+            raise ValueError(f"types: got {kind!r}, expected the name or the number of an event type")
+        if self._names is not None and self._names.numerals:
+            # Whoever writes 17 without quotes means the type of that name, not the one in that place.
+            return self._names.token(int(kind))
+        if not 0 <= kind < self._types_known:
             raise ValueError(f"types: got {kind}, expected 0 .. {self._types_known - 1}")
         return int(kind)
 

@@ -15,6 +15,9 @@ from ..data.tokenizer import TextTokenizer
 from ..data.wording import shown
 from ..errors import UserError
 
+# Names that a message lists.
+_TOLD = 8
+
 
 class Detokenizer(Protocol):
     """Turns the tokens of one sample into text as they come."""
@@ -87,7 +90,11 @@ class _TextDetokenizer:
 
 
 class EventPrompts:
-    """Names of event types, separated by commas, or as a JSON array where names contain commas."""
+    """Names of event types, separated by commas, or as a JSON array where names contain commas.
+
+    Attributes:
+        numerals: whether there are types that are called by a number, such as "17".
+    """
 
     end: int | None = None
 
@@ -95,6 +102,7 @@ class EventPrompts:
         self._names = list(names)
         self._index = {name: index for index, name in enumerate(self._names)}
         self.size = len(self._names)
+        self.numerals = any(name.isdecimal() for name in self._names)
 
     def encode(self, prompt: str) -> Array:
         """Tokens of the types; UserError naming one that is unknown."""
@@ -109,11 +117,13 @@ class EventPrompts:
         return np.array([self.token(name) for name in names], np.int32)
 
     def token(self, name: object) -> int:
-        """The token of a type; UserError with the nearest name if there is none."""
-        index = self._index.get(name) if isinstance(name, str) else None
+        """The token of a type; UserError with the nearest name if there is none. A number is a name of numerals."""
+        known = isinstance(name, str) or (isinstance(name, int) and not isinstance(name, bool))
+        index = self._index.get(str(name)) if known else None
         if index is None:
             near = difflib.get_close_matches(str(name), self._names, 1)
-            hint = f"there are {len(self._names)}, such as {shown(self._names[0])}"
+            some = ", ".join(map(shown, self._names[:_TOLD]))
+            hint = f"there are {some}" + (f" and {self.size - _TOLD} more" if self.size > _TOLD else "")
             raise UserError(f"no event type {shown(name)}; {f'did you mean {shown(near[0])}?' if near else hint}")
         return index
 

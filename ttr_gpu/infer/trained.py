@@ -39,10 +39,9 @@ class Trained:
                 f"leave {option} out"
             )
         try:
-            return TimestampParser(self.time_unit_seconds).parse(text)
+            return TimestampParser(self.time_unit_seconds, assume_utc=None).parse(text)
         except ValueError as error:
-            said = str(error).removeprefix("time: ").removesuffix(", or the option --assume-utc")
-            raise UserError(f"{option}: {said}") from None
+            raise UserError(f"{option}: {str(error).removeprefix('time: ')}") from None
 
     def time_text(self, time: float) -> str:
         """A time as people read it: a date in UTC to the millisecond, or the number where it is none."""
@@ -67,9 +66,10 @@ def open_trained(run: Path, data: Path | None = None, best: bool = True) -> Trai
     except UserError as error:
         if data is not None:
             raise
+        reason = str(error) if path.exists() else f"{path}: is not there, seen from {Path.cwd()}"
         raise UserError(
-            f"{checkpoint.path}: holds no vocabulary, and its data set cannot be read ({error}); say where it is: "
-            "--data data.zarr"
+            f"{checkpoint.path}: holds no vocabulary, and its data set cannot be read ({reason}); say where it is: "
+            f"--data .../{path.name}"
         ) from None
     check_same_data(checkpoint, describe(dataset), path)
     tokenizer = dataset.tokenizer() if dataset.vocabulary is None else dataset.vocabulary

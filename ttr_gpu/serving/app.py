@@ -105,7 +105,11 @@ def make_app(
 
 async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    reason = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    if error.status_code == 405 and error.headers is not None:
+        expected = error.headers["Allow"]
+    else:
+        expected = "/push, /predict, /streams, /live, /health, /metrics or /"
+    reason = f"{request.method} {request.url.path}: {error.detail.lower()}; expected {expected}"
     return JSONResponse({"error": reason}, error.status_code, headers=error.headers)
 
 
@@ -116,7 +120,7 @@ class _Service:
     ) -> None:  # fmt: skip
         self.engine, self.model, self.metrics, self.token, self.limits = engine, model, metrics, token, limits
         self.closing, self.watchers = closing, 0
-        self.parse_time = TimestampParser(model.time_unit_seconds).parse
+        self.parse_time = TimestampParser(model.time_unit_seconds, assume_utc=None).parse
         metrics.streams_limit.set(engine.limit)
 
     def guarded(

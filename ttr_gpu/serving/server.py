@@ -41,7 +41,10 @@ def open_socket(host: str, port: int) -> socket.socket:
             raise
         return listening
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be listened on: {error.strerror or error}") from None
+        raise UserError(
+            f"--host {host} --port {port}: cannot be listened on: {error.strerror or error}; "
+            "--port 0 takes any that is free"
+        ) from None
 
 
 def url_of(listening: socket.socket) -> str:

@@ -193,6 +193,7 @@ def test_a_cleared_stream_begins_anew():
         ([0], [5], [11.0], ValueError, r"types: got 5, expected 0 \.\. 4"),
         ([0], [1.5], [11.0], ValueError, r"types: got 1\.5"),
         ([0], ["f"], [11.0], UserError, "no event type 'f'"),
+        ([0], [None], [11.0], ValueError, "types: got None, expected the name or the number of an event type"),
         ([2], [1], [11.0], ValueError, r"streams: got 2, expected 0 \.\. 1"),
         ([0], [1], [9.0], ValueError, r"times: got 9\.0 in stream 0, expected a finite time, not before 10\.0"),
         ([1, 1], [1, 1], [11.0, 10.5], ValueError, r"times: got 10\.5 in stream 1, .*not before 11\.0"),
@@ -218,6 +219,14 @@ def test_without_a_window_a_full_stream_refuses_all_of_a_push():
         streams.push([1, 0, 0], [1, 1, 1], [3.0, 3.0, 4.0])
     assert streams.cache.lengths.tolist() == [2, 0]
     streams.push([0], [1], [3.0])
+
+
+def test_a_number_is_a_name_where_types_are_called_by_numbers():
+    streams = EventStreams(make_model(), 2, names=["10", "2", "1"])
+    streams.push([0, 1], [2, "2"], [1.0, 1.0])
+    np.testing.assert_array_equal(*streams.next())
+    with pytest.raises(UserError, match=r"no event type 7; there are '10', '2', '1'$"):
+        streams.push([0], [7], [2.0])
 
 
 def test_a_model_with_room_for_more_types_tells_of_those_there_are():

@@ -124,8 +124,11 @@ async def test_questions_that_have_no_answer():
         answer = await service.post("/predict", {"stream": "a", "at": 1.6e9})
         assert answer.status_code == 409
         assert "not before 1700000000.0" in answer.json()["error"]
-        assert (await service.client.get("/nothing")).json() == {"error": "GET /nothing: not found"}
-        assert (await service.client.get("/push")).status_code == 405
+        assert (await service.client.get("/nothing")).json() == {
+            "error": "GET /nothing: not found; expected /push, /predict, /streams, /live, /health, /metrics or /"
+        }
+        answer = await service.client.get("/push")
+        assert (answer.status_code, answer.json()["error"]) == (405, "GET /push: method not allowed; expected POST")
         assert (await service.client.get("/live")).status_code == 422
 
 
