@@ -14,9 +14,11 @@ import click
 from .harness import machine, result_file, versions
 from .step_shapes import EVENTS
 
-# Name -> what differs from what is chosen for these events, which keep to no pace; {mean_gap} is the data set's.
+# What every variant begins with: absolute time is one of those that are compared.
+COMMON = ("model.time_features=gap",)
+# Name -> what differs; {mean_gap} is the data set's.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "default (Time2Vec of the gap, bias log, RoPE by position)": (),
+    "Time2Vec of the gap, bias log, RoPE by position": (),
     "no time at all": ("model.time_features=none", "model.time_bias=none"),
     "Time2Vec: none": ("model.time_features=none",),
     "Time2Vec: absolute": ("model.time_features=absolute",),
@@ -44,8 +46,8 @@ def time_ablation(
 ) -> None:  # fmt: skip
     """Time2Vec of time and gap, time bias, RoPE by time: test likelihoods over several seeds, as a table.
 
-    The rest is as `ttr-gpu train` chooses it for events. Whatever is done already in --work is not done again:
-    interrupt it, and call it again.
+    All other settings are those that `ttr-gpu train` chooses for events. Whatever is done already in --work is not
+    done again: interrupt it, and call it again.
     """
     from ttr_kernels.common.parallel import limit_blas, set_threads
 
@@ -62,7 +64,8 @@ def time_ablation(
             if (only or "") not in name or f"{name}/{seed}" in known["runs"]:
                 continue
             print(f"{name}, seed {seed}", flush=True)
-            known["runs"][f"{name}/{seed}"] = _run(data, work / "run", (f"train.seed={seed}", *assignments, *changes))
+            settings = (f"train.seed={seed}", *COMMON, *assignments, *changes)
+            known["runs"][f"{name}/{seed}"] = _run(data, work / "run", settings)
             partial = record.with_suffix(".partial")
             partial.write_text(json.dumps(known, indent=1))
             partial.replace(record)

@@ -116,7 +116,9 @@ _EVENT_SIZES = ((60_000, "pico"), (2_000_000, "nano"))
 _EVENT_BATCH, _EVENT_STEPS = 1024, 800
 
 
-def choose_preset(kind: str, targets: int, pace: float | None = None) -> tuple[str, dict[str, Any]]:
+def choose_preset(
+    kind: str, targets: int, pace: float | None = None, calendar: bool = False
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
     """Where no preset is named: a size for the data, and settings that belong to it, nested like a run's configuration.
 
     Those of events are one set for all data (docs/time_modelling.md has what they reach): small steps, enough of them
@@ -127,6 +129,7 @@ def choose_preset(kind: str, targets: int, pace: float | None = None) -> tuple[s
         kind: of the data set, "events" or "text".
         targets: gaps, or tokens, to be predicted in the training split.
         pace: what sequences keep to (`steady_pace`); None: to none.
+        calendar: whether the types of events follow absolute time (`types_follow_calendar`), which is then embedded.
     """
     if kind != "events":
         return "tiny", {}
@@ -135,7 +138,7 @@ def choose_preset(kind: str, targets: int, pace: float | None = None) -> tuple[s
     width: Any = PRESETS[preset]["embed_dim"]
     return preset, {
         "model": {
-            "time_features": "gap", "time_pace": pace or 0.0, "window": 128,
+            "time_features": "both" if calendar else "gap", "time_pace": pace or 0.0, "window": 128,
             "dropout": {**_DROPOUT, "attention": 0.0},
         },
         "train": {

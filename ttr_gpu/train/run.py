@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..backend import choose_backend
 from ..data.batches import TrainingBatches
+from ..data.calendar import types_follow_calendar
 from ..data.dataset import Dataset, open_dataset
 from ..data.pace import steady_pace
 from ..distributed.session import Session, session
@@ -189,10 +190,13 @@ def new_config(options: RunOptions, dataset: Dataset) -> RunConfig:
     }  # fmt: skip
     preset, defaults = options.preset, dict[str, Any]()
     if preset is None:
-        split = dataset.split("train")
-        targets = split.token_count - split.sequences
-        pace = steady_pace(split) if dataset.kind == "events" else None
-        preset, defaults = choose_preset(dataset.kind, targets, pace)
+        split, pace, calendar = dataset.split("train"), None, False
+        if dataset.kind == "events":
+            pace = steady_pace(split)
+            calendar = "validation" in dataset.splits and types_follow_calendar(
+                split, dataset.split("validation"), dataset.vocabulary_size
+            )
+        preset, defaults = choose_preset(dataset.kind, split.token_count - split.sequences, pace, calendar)
     config = resolve_config(from_data, preset, options.config, list(options.assignments), defaults)
     if config.model.vocabulary_size < dataset.vocabulary_size:
         raise UserError(
