@@ -10,6 +10,7 @@ import json
 import os
 import selectors
 import socket
+import stat
 import sys
 import threading
 import time
@@ -18,8 +19,8 @@ from typing import Any, NoReturn
 
 from ..errors import UserError
 
-# Seconds until ranks have found each other; until a vanished machine is noticed; and for a last message to be printed.
-CONNECT_SECONDS, VANISHED_SECONDS, LAST_SECONDS = 60.0, 30, 5.0
+# Seconds until ranks have found each other; a vanished machine is noticed; a last message has come; it has been read.
+CONNECT_SECONDS, VANISHED_SECONDS, LAST_SECONDS, READ_SECONDS = 60.0, 30, 8.0, 3.0
 PEER_FAILED = 1
 
 
@@ -94,18 +95,20 @@ class Watch:
     def _end(self, failed: dict[str, Any]) -> NoReturn:
         """Print it once, tell the others, and end this process."""
         with self._lock:
-            # Rank 0 has said what it tells; if it died, rank 1 says so.
-            if self.rank == 0 or (self.rank == 1 and failed.get("mute")):
-                _say(f"error: rank {failed['rank']} of {self.size} ({failed['where']}): {failed['reason']}")
-            elif failed.get("mute"):
-                # Whoever leaves ends all, and rank 1 may be slow to notice on a busy machine.
-                time.sleep(2.0)
-            if self.rank == 0:
-                for peer in self.peers.values():
-                    peer.send({"failed": failed})
-                # Some launchers kill what is left when the first process ends: let the others read why first.
-                time.sleep(0.1)
-            self.leave(int(failed["code"]))
+            try:
+                # Rank 0 has said what it tells; if it died, rank 1 says so.
+                if self.rank == 0 or (self.rank == 1 and failed.get("mute")):
+                    _say(f"error: rank {failed['rank']} of {self.size} ({failed['where']}): {failed['reason']}")
+                elif failed.get("mute"):
+                    # Rank 1 ends all, however slow it is to notice on a busy machine; or it died too.
+                    time.sleep(LAST_SECONDS)
+                if self.rank == 0:
+                    for peer in self.peers.values():
+                        peer.send({"failed": failed})
+                    # Some launchers kill what is left when the first process ends: let the others read why first.
+                    time.sleep(0.5)
+            finally:
+                self.leave(int(failed["code"]))
 
 
 class Connection:
@@ -232,9 +235,21 @@ def where() -> str:
 
 
 def _say(line: str) -> None:
-    """Past Python's buffers, which an interrupted thread may hold."""
+    """Past Python's buffers, which an interrupted thread may hold; and wait until the launcher has read it: one that
+    is told to end all may drop what it has not."""
     try:
         sys.stdout.flush()
         os.write(2, f"{line}\n".encode())
+        end = time.monotonic() + READ_SECONDS
+        while stat.S_ISFIFO(os.fstat(2).st_mode) and _unread(2) and time.monotonic() < end:
+            time.sleep(0.01)
     except (OSError, ValueError):
         return
+
+
+def _unread(pipe: int) -> int:
+    """Bytes in a pipe."""
+    import fcntl
+    import termios
+
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

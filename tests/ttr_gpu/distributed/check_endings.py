@@ -35,8 +35,8 @@ try:
             if how == "interrupt":
                 raise KeyboardInterrupt
         if how != "finish":
-            # As in a collective that can never end: neither MPI nor Python would wake this up.
-            time.sleep(60)
+            # As in a collective that can never end: neither MPI nor Python would wake this up. Longer than tests wait.
+            time.sleep(600)
     print(f"rank {rank} finished")
 except AgreedError as error:
     print(f"agreed: {error}", flush=True)

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from ttr_gpu.errors import UserError
 from ttr_gpu.model import TransformerModel
 from ttr_gpu.nn.dropout import DropoutKey
 from ttr_gpu.nn.recompute import Recompute
-from ttr_gpu.train.checkpoint import find_checkpoint, list_checkpoints
+from ttr_gpu.train.checkpoint import find_checkpoint
 from ttr_gpu.train.config import TrainConfig
 from ttr_gpu.train.metrics import read_metrics
 from ttr_gpu.train.optimizer import Optimizer
@@ -150,36 +149,32 @@ def test_parts_of_a_batch_have_the_masks_of_the_whole(recompute):
         np.testing.assert_allclose(got, gradients[0], rtol=1e-3, atol=1e-6)
 
 
-def test_a_run_goes_on_on_another_number_of_ranks(data, tmp_path):
-    run(data, tmp_path / "whole", *FOUR, DROPOUT)
-    train_on(2, data, tmp_path / "half", *FOUR, DROPOUT, "train.checkpoint_every=7", "train.keep_last=99",
-             "train.shard_optimizer=true")  # fmt: skip
-    for checkpoint in list_checkpoints(tmp_path / "half" / "run")[1:]:
-        for path in checkpoint.iterdir():
-            path.unlink()
-        checkpoint.rmdir()
-    resume(data, tmp_path / "half" / "run", "train.shard_optimizer=false")
-    np.testing.assert_allclose(steps(tmp_path / "half" / "run"), steps(tmp_path / "whole" / "run"), rtol=2e-5)
-    run(data, tmp_path / "other", *FOUR, DROPOUT, "train.steps=7", "train.schedule=constant")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_goes_on_on_other_numbers_of_ranks(data, tmp_path, optimizer):
+    # On one process, on two with moments divided (which Muon's cannot be), on one again.
+    options = (
+        *FOUR, DROPOUT, f"train.optimizer={optimizer}", "train.ema=0.9", "train.schedule=constant",
+        "train.warmup_steps=1",
+    )  # fmt: skip
+    run(data, tmp_path / "through", *options)
+    run(data, tmp_path / "parts", *options, "train.steps=7")
+    folder = tmp_path / "parts" / "run"
+    shard = f"train.shard_optimizer={'true' if optimizer == 'adamw' else 'false'}"
     code, said, err = mpirun(
-        "-m",
-        "ttr_cli.main",
-        "train",
-        data,
-        "--resume",
-        tmp_path / "other" / "run",
-        "--set",
-        "train.steps=14",
-        "--set",
-        "train.shard_optimizer=true",
-        ranks=4,
+        "-m", "ttr_cli.main", "train", data, "--resume", folder, "--set", "train.steps=14", "--set", shard
     )
     assert code == 0, err
     assert "after step 7" in said
-    run(data, tmp_path / "through", *FOUR, DROPOUT, "train.steps=14", "train.schedule=constant", "train.warmup_steps=1")
-    np.testing.assert_allclose(
-        steps(tmp_path / "other" / "run")[-1], steps(tmp_path / "through" / "run")[-1], rtol=2e-5
-    )
+    resume(data, folder, "train.steps=20", "train.shard_optimizer=false")
+    np.testing.assert_allclose(by_step(folder), by_step(tmp_path / "through" / "run"), rtol=1e-4)
+    np.testing.assert_allclose(weights(folder), weights(tmp_path / "through" / "run"), rtol=1e-3, atol=1e-5)
+    averages = [load_file(find_checkpoint(f) / "averages.safetensors") for f in (folder, tmp_path / "through" / "run")]
+    for name, array in averages[0].items():
+        np.testing.assert_allclose(array, averages[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def by_step(folder):
+    return [each for each in steps(folder) if each[3]]
 
 
 def begun(data, out, ranks=2):
@@ -215,9 +210,7 @@ def children(pid):
 def test_a_rank_that_is_killed_ends_the_run_at_once(data, tmp_path):
     process, ranks = begun(data, tmp_path)
     os.kill(ranks[1], signal.SIGKILL)
-    begin = time.perf_counter()
-    process.communicate(timeout=30)
-    assert time.perf_counter() - begin < 10
+    process.communicate(timeout=120)  # in about a second, on a machine with nothing else to do
     assert process.returncode != 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     # What was saved before is whole, and one process goes on from it.
