@@ -45,7 +45,7 @@ def points(threads: int) -> list[Point]:
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="The most threads; default: all cores.")
-@click.option("--calls", type=click.IntRange(min=1), default=5, show_default=True, help="Steps timed of each.")
+@click.option("--calls", type=click.IntRange(min=1), default=3, show_default=True, help="Steps timed of each.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file; a PNG is put beside it.")
 @compare_option
 def scaling(threads: int | None, calls: int, output: Path | None, compare: Path | None) -> None:

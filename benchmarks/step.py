@@ -15,7 +15,7 @@ from ttr_gpu.model import TransformerModel
 
 from .harness import Call, Contender, Spread, compare_option, machine, ratio, report, result_file, take_turns
 from .step_shapes import SHAPES, shape
-from .step_sides import COMPILED, EAGER, OURS, Side, make_limit, make_side
+from .step_sides import COMPILED, EAGER, OURS, Side, make_blas_limit, make_limit, make_side
 
 PEERS = {"eager": EAGER, "compiled": COMPILED}
 # What the first losses may differ by, as a share of the loss: float32 beside float32, and anything beside bfloat16.
@@ -30,13 +30,16 @@ AGREEMENT = {"float32": 1e-4, "bfloat16": 5e-3}
               help="May be repeated.")  # fmt: skip
 @click.option("--alone", is_flag=True, help="Without PyTorch.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each side; default: all cores.")
-@click.option("--turns", type=click.IntRange(min=1), default=8, show_default=True, help="Turns of each side.")
-@click.option("--calls", type=click.IntRange(min=1), default=3, show_default=True, help="Steps timed in each turn.")
+@click.option("--turns", type=click.IntRange(min=1), default=8, show_default=True, help="Turns of each side, at most.")
+@click.option("--calls", type=click.IntRange(min=1), default=3, show_default=True,
+              help="Steps timed in each turn, at most.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0), default=150.0, show_default=True,
+              help="About how long all turns may take together: fewer of slow steps, two at least.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file; a PNG is put beside it.")
 @compare_option
 def step(
     shape_name: str, precisions: tuple[str, ...], peers: tuple[str, ...], alone: bool, threads: int | None, turns: int,
-    calls: int, output: Path | None, compare: Path | None,
+    calls: int, seconds: float, output: Path | None, compare: Path | None,
 ) -> None:  # fmt: skip
     """Time a training step beside PyTorch's, in turns."""
     threads = threads or machine()["cores"]
@@ -45,12 +48,14 @@ def step(
     sides = [Side(name, precision) for precision in precisions for name in who]
     with contextlib.ExitStack() as stack:
         limits = [stack.enter_context(Contender(f"limit {p}", make_limit, p, threads)) for p in precisions]
-        contenders, first = [], []
+        if "float32" in precisions:
+            limits.append(stack.enter_context(Contender("limit of the BLAS", make_blas_limit, threads)))
+        contenders, first, estimates = [], [], []
         # One after the other: the first calls compile kernels and fill memory.
         for side in list(sides):
             contender = Contender(str(side), make_side, side, shape_name, threads)
             try:
-                first.append(contender.call(2)[0].value)
+                found = contender.call(2)
             except RuntimeError as error:
                 if side.who == OURS:
                     raise
@@ -58,15 +63,38 @@ def step(
                 print(f"left out: {error}")
                 sides.remove(side)
                 continue
+            first.append(found[0].value)
+            estimates.append(found[1].seconds)
             contenders.append(stack.enter_context(contender))
         check_agreement(sides, first)
-        timed = take_turns([*contenders, *limits], turns=turns, calls=calls)
-    rates = dict(zip(precisions, timed[len(contenders) :], strict=True))
+        planned = plan_turns(sum(estimates), turns, calls, seconds)
+        timed = take_turns([*contenders, *limits], **planned)
+    # The BLAS's is the last.
+    rates = dict(zip([*precisions, "BLAS"], timed[len(contenders) :], strict=False))
     result = summarize(shape_name, sides, first, timed[: len(contenders)], rates, threads)
     print_table(result)
     output = output or result_file("step" if shape_name == "reference" else f"step-{shape_name}")
     report(output, "step", result, compare, "torch")
     draw(output.with_suffix(".png"), result)
+
+
+def plan_turns(one_of_each: float, turns: int, calls: int, seconds: float) -> dict[str, int]:
+    """Arguments of `take_turns` for sides that together take `one_of_each` seconds a call, so that all take about so
+    many seconds: fewer turns, then fewer calls in each; at last none of them goes uncounted, and there are two."""
+    uncounted = 1
+
+    def fits() -> bool:
+        return turns * (uncounted + calls) * one_of_each <= seconds
+
+    while turns > 4 and not fits():
+        turns -= 1
+    while calls > 1 and not fits():
+        calls -= 1
+    if not fits():
+        uncounted = 0
+    while turns > 2 and not fits():
+        turns -= 1
+    return {"turns": turns, "calls": calls, "uncounted": uncounted}
 
 
 def find_packages() -> list[str]:
@@ -129,7 +157,8 @@ def print_table(result: dict[str, Any]) -> None:
     print(f"training step of {result['tokens']} tokens ({result['description']}), {result['threads']} threads, "
           f"{machine()['cpu']}")  # fmt: skip
     for precision, limit in result["limits"].items():
-        print(f"matrix product in {precision}: {limit['flops_per_second'] / 1e9:.0f} GFLOP/s; the step's "
+        of = "by the BLAS" if precision == "BLAS" else f"in {precision}"
+        print(f"matrix product {of}: {limit['flops_per_second'] / 1e9:.0f} GFLOP/s; the step's "
               f"{result['flops'] / 1e9:.1f} GFLOP would take {1e3 * limit['seconds']:.0f} ms")  # fmt: skip
     print(f"{'':<26} {'median':>9} {'quartiles':>17} {'tokens/s':>9} {'of limit':>9} {'time over ours':>20} "
           f"{'first loss':>11}")  # fmt: skip

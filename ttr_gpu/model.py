@@ -140,7 +140,14 @@ class TransformerModel:
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""
-        self.flat.gradients.fill(0)
+        gradients = self.flat.gradients
+        if isinstance(gradients, np.ndarray):
+            # Loaded only here: it loads numba, which a GPU can do without.
+            from ttr_kernels.common.conversion import set_to_zero
+
+            set_to_zero(gradients)
+        else:
+            gradients.fill(0)
 
     def values_changed(self) -> None:
         """To be called after parameters were written to: layers then compute with their 16-bit copies made anew."""

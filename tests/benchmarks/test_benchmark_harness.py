@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from benchmarks import kernels, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.harness import Call, Contender, Spread, ratio, report, take_turns
-from benchmarks.kernel_sides import COPY, NUMPY, cases
+from benchmarks.kernel_sides import COPY, LEAST, NUMPY, _timings, cases
 from benchmarks.peers.numpy_operations import OPERATIONS
-from benchmarks.step import check_agreement
+from benchmarks.step import check_agreement, plan_turns
 from benchmarks.step_shapes import SHAPES, shape
 from benchmarks.step_sides import OURS, Side
 
@@ -57,6 +57,35 @@ def test_a_failure_is_reported_with_its_cause():
 def test_an_end_is_reported_with_its_code():
     with Contender("a", make_exit) as a, pytest.raises(RuntimeError, match=r"^a: its process ended with code 7"):
         a.call(1)
+
+
+@pytest.mark.parametrize(
+    ("one_of_each", "turns", "calls", "planned"),
+    [(1.0, 8, 3, (8, 3, 1)), (6.0, 8, 3, (6, 3, 1)), (15.0, 8, 3, (4, 1, 1)), (20.0, 8, 3, (4, 1, 0)),
+     (50.0, 8, 3, (3, 1, 0)), (1000.0, 8, 3, (2, 1, 0)), (1000.0, 1, 1, (1, 1, 0)), (1.0, 1, 2, (1, 2, 1))],
+)  # fmt: skip
+def test_slow_steps_are_timed_in_fewer_turns(one_of_each, turns, calls, planned):
+    assert tuple(plan_turns(one_of_each, turns, calls, 150.0).values()) == planned
+
+
+def test_a_slow_operation_is_timed_in_few_calls():
+    calls = {"slow": 0, "quick": 0}
+
+    def counting(name):
+        calls[name] += 1
+        return np.ones(2)
+
+    # 2 parts share a budget that one call of either exceeds, or that nothing reaches.
+    for budget, timed in ((0.0, LEAST + 1), (1e9, LEAST + 3)):
+        calls["slow"] = calls["quick"] = 0
+        time_all = _timings(
+            {"a": {"forward": lambda: counting("slow")}, "b": {"forward": lambda: counting("quick")}}, np.asarray,
+            budget, repeats=1,
+        )  # fmt: skip
+        found = [time_all()["a"] for _ in range(LEAST + 3)]
+        assert [seconds["forward"] is not None for seconds, _ in found] == [n < timed for n in range(LEAST + 3)]
+        assert all(numbers == [1.0, 1.0] for _, numbers in found)
+        assert calls == {"slow": timed, "quick": timed}
 
 
 def test_ratio_compares_neighbouring_turns():

@@ -1,8 +1,10 @@
-"""Whole arrays between float32 and the 16-bit floats, on all cores: what the matrix products of BLAS need."""
+"""Whole arrays between float32 and the 16-bit floats, and set to zero, on all cores."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from .arrays import FLOAT32, Array, flat_rows
 from .compilation import jit
@@ -17,6 +19,12 @@ def copy_converted(source: Array, target: Array) -> None:
     flat, rows, stride = flat_rows(source)
     out, _, out_stride = flat_rows(target)
     parallel_for(_copy, rows, flat, stride, out, out_stride, width, grain=max(1, 32768 // max(width, 1)))
+
+
+def set_to_zero(array: Array) -> None:
+    """array = 0, C-contiguous and of any dtype."""
+    flat = array.reshape(-1).view(np.uint8)
+    parallel_for(_zero, flat.size, flat, grain=1 << 18)
 
 
 def in_float32(matrix: Array, purpose: str) -> Array:
@@ -34,6 +42,12 @@ def in_float32(matrix: Array, purpose: str) -> Array:
     else:
         copy[...] = matrix
     return copy
+
+
+@jit
+def _zero(x: Any, begin: int, end: int) -> None:
+    for i in range(begin, end):
+        x[np.uintp(i)] = np.uint8(0)
 
 
 @jit

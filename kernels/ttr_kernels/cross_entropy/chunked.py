@@ -26,7 +26,8 @@ def run(
         # The classes that are added have logits of 0 and, as nothing writes to those, gradients of 0.
         weight = wide = _padded(wide)
         bias = None if bias is None else _padded(bias)
-    dweight = zeros(weight.shape, statistics, x) if gradients else None
+    # Written by the first chunk, added to by the others.
+    dweight = (empty if rows else zeros)(weight.shape, statistics, x) if gradients else None
     dbias = zeros(len(weight), statistics, x) if gradients and bias is not None else None
     logits = empty((min(chunk, rows), len(weight)), x.dtype, x)
     for begin in range(0, rows, chunk):
@@ -43,7 +44,7 @@ def run(
         if dx is None or dweight is None:
             continue
         matmul(block, wide, out=dx[part])
-        matmul(block.T, x[part], out=dweight, accumulate=True)
+        matmul(block.T, x[part], out=dweight, accumulate=begin > 0)
         if dbias is not None:
             module.add_bias_gradient(block, dbias)
     if dweight is not None:

@@ -5,7 +5,7 @@ import pytest
 
 from ttr_kernels.common.arrays import BFLOAT16, FLOAT16, FLOAT32, kernel_view
 from ttr_kernels.common.compilation import jit
-from ttr_kernels.common.conversion import copy_converted, in_float32
+from ttr_kernels.common.conversion import copy_converted, in_float32, set_to_zero
 from ttr_kernels.common.storage import load, store
 
 HALVES = pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
@@ -121,3 +121,14 @@ def test_python_code_is_told_where_load_and_store_work():
         load(np.ones(3), 0)
     with pytest.raises(TypeError, match="compiled kernels"):
         store(np.ones(3), 0, 1.0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_001])
+def test_set_to_zero(size):
+    around = np.ones(size + 2, np.float32)
+    set_to_zero(around[1:-1])
+    assert not around[1:-1].any()
+    assert around[0] == around[-1] == 1
+    matrix = np.full((7, 5), 2.0)
+    set_to_zero(matrix)
+    assert not matrix.any()
