@@ -25,6 +25,15 @@ from .config import TrainConfig
 from .muon import hidden_matrices, muon
 
 
+def check_sharding(config: TrainConfig) -> None:
+    """UserError if moments are to be divided that cannot be."""
+    if config.shard_optimizer and config.optimizer != "adamw":
+        raise UserError(
+            f"train.shard_optimizer: got true with train.optimizer={config.optimizer}, which needs whole matrices; "
+            "expected adamw"
+        )
+
+
 class Optimizer:
     """Moments of every parameter, and the update.
 
@@ -37,11 +46,7 @@ class Optimizer:
     def __init__(self, model: TransformerModel, config: TrainConfig, communicator: Communicator = LOCAL) -> None:
         self.model, self.config, self._communicator = model, config, communicator
         self.sharded = config.shard_optimizer and communicator.size > 1
-        if config.shard_optimizer and config.optimizer != "adamw":
-            raise UserError(
-                f"train.shard_optimizer: got true with train.optimizer={config.optimizer}, which needs whole matrices; "
-                "expected adamw"
-            )
+        check_sharding(config)
         self.own = self._parts()[communicator.rank] if self.sharded else slice(0, len(model.flat.values))
         xp = model.backend.xp
         self.matrices = hidden_matrices(model) if config.optimizer == "muon" else []

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..backend import choose_backend
-from ..data.batches import TrainingBatches
+from ..data.batches import Share, TrainingBatches, check_sizes
 from ..data.calendar import types_follow_calendar
 from ..data.dataset import Dataset, open_dataset
 from ..data.pace import steady_pace
@@ -32,6 +32,7 @@ from .config import RunConfig, choose_preset, override, resolve_config
 from .live import LiveTable
 from .memory_plan import Planned, step_memory, table
 from .metrics import duration
+from .optimizer import check_sharding
 from .plan import costs_of_policies, fitted, loaded_program, make_plan
 from .plot import plot_run
 from .trainer import Outcome, Trainer, check_same_data
@@ -87,6 +88,7 @@ def _train(options: RunOptions, ranks: Session, echo: Callable[[str], None], liv
     keep_freed_memory()
     prepared = ranks.together(lambda: _prepare(options, echo))
     ranks.agree("the run", prepared.described())
+    ranks.together(lambda: _check(prepared, ranks))
     new = prepared.checkpoint is None
     # The others do not ask whether the folder is there yet: the first one makes it.
     folder = Path(ranks.told_by_first(lambda: str(_new_folder(options) if new else prepared.folder)))
@@ -138,6 +140,14 @@ class _Prepared:
         step = None if self.checkpoint is None else self.checkpoint.state["step"]
         data = {name: value for name, value in self.data.items() if name != "path"}
         return {"release": __version__, **self.config.model_dump(), "data": data, "checkpoint": {"step": step}}
+
+
+def _check(prepared: _Prepared, ranks: Session) -> None:
+    """What the trainer would refuse too, while all still hear of it as one."""
+    train, communicator = prepared.config.train, ranks.communicator
+    check_sizes(prepared.dataset.split("train"), train.tokens_per_batch, train.max_length)
+    check_sharding(train)
+    Share(communicator.rank, communicator.size, train.accumulate)
 
 
 def _prepare(options: RunOptions, echo: Callable[[str], None]) -> _Prepared:

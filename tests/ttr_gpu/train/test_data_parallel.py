@@ -254,6 +254,22 @@ def test_ranks_of_different_runs_are_refused_with_one_line(data, tmp_path):
     assert errors[0].startswith(f"error: rank 1: {tmp_path / 'no.zarr'}: no such data set")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["train.accumulate=3"], "train.accumulate: got 3 batches per step for 2 processes"),
+        (["train.optimizer=muon", "train.shard_optimizer=true"], "train.shard_optimizer: got true with"),
+        (["train.tokens_per_batch=8"], "train.tokens_per_batch: got 8, expected at least train.max_length"),
+    ],
+)
+def test_what_no_rank_can_do_is_said_as_one(data, tmp_path, options, message):
+    code, out, err = mpirun(*arguments(data, tmp_path, *options))
+    assert (code, out) == (2, "")
+    (line,) = [text for text in err.splitlines() if not text.startswith("compiling kernels")]
+    assert line.startswith(f"error: {message}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_data_are_told_by_their_fingerprint(data, tmp_path):
     from ttr_gpu.data.options import PreprocessOptions
     from ttr_gpu.data.preprocess import preprocess
