@@ -11,17 +11,17 @@ A mutant changes one place: a barrier or a wait for copies is removed, a wait ma
 or reversed, `+` and `-` exchanged, `min` and `max` too, a correction (`fmaxf`, `*=`, `+=`) dropped, a small constant of
 index arithmetic moved by one. Tests are those of tests/kernels/cuda that concern the operation, the quickest first.
 
-The score is killed / (killed + survived). Not counted: mutants that g++ refuses, and those that give the same machine
-code as the original in every kernel that the tests compile (code that the operation does not use, or an equivalent).
-Survivors are listed with their line: each is a test to write, or a change that makes no difference to explain.
+The score is killed / (killed + survived). Not counted: mutants that g++ refuses. Survivors are listed with their line:
+each is a test to write, or a change that makes no difference to explain.
 
-Nothing in the tree is touched: mutants live in a temporary folder, and each runs in a process of its own.
+All mutants are compiled at once, and chosen when a kernel runs (schemata.py); those of constants and declarations are
+compiled one by one. Nothing in the tree is touched: mutants live in a temporary folder, and each runs in a process of
+its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import pickle
@@ -33,10 +33,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from schemata import PRELUDE, Change, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "kernels" / "ttr_kernels"
@@ -44,7 +46,7 @@ TESTS = ROOT / "tests" / "kernels" / "cuda"
 # Tests that inject faults of their own, into the kernels as they stand in the tree.
 NOT_RUN = ("faults_are_found",)
 # CPU seconds for one launch, and for all tests of a mutant: more is an endless loop.
-LAUNCH_LIMIT = 10.0
+LAUNCH_LIMIT = 6.0
 FACTOR, LEAST = 4, 60
 
 
@@ -54,14 +56,20 @@ class Mutant:
     line: int
     rule: str
     before: str
-    text: str  # of the whole file
+    begin: int  # in the file
+    end: int
+    new: str
 
     @property
     def place(self) -> str:
         return f"{self.file.name}:{self.line}"
 
+    def text(self, original: str) -> str:
+        """The file with the change."""
+        return original[: self.begin] + self.new + original[self.end :]
+
     def __str__(self) -> str:
-        after = self.text.splitlines()[self.line - 1].strip()
+        after = self.text((PACKAGE / self.file).read_text()).splitlines()[self.line - 1].strip()
         return f"{self.place}  {self.rule}\n      {self.before.strip()}\n      {after or '(removed)'}"
 
 
@@ -129,9 +137,15 @@ RULES: list[tuple[str, str, Callable[[str, re.Match[str]], Iterator[str]]]] = [
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    lines = path.read_text().splitlines(keepends=True)
-    in_macro = False
-    for number, line in enumerate(lines, 1):
+    for line, rule, before, change in changes_of(path.read_text()):
+        yield Mutant(path.relative_to(PACKAGE), line, rule, before, change.begin, change.end, change.new)
+
+
+def changes_of(text: str) -> Iterator[tuple[int, str, str, Change]]:
+    """(number of the line, rule, the line, what is changed) of each mutant of a text, which are numbered from 1."""
+    in_macro, start, count = False, 0, 0
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        begin_of_line, start = start, start + len(line)
         is_directive = in_macro or line.lstrip().startswith("#")
         in_macro = is_directive and line.rstrip().endswith("\\")
         code = line.split("//")[0].rstrip()
@@ -140,25 +154,43 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         for rule, pattern, change in RULES:
             for match in re.finditer(pattern, code):
                 for rest in change(code, match):
-                    changed = code[: match.start()] + rest
-                    if changed == code:
+                    old = code[match.start() :]
+                    if rest == old:
                         continue
-                    text = "".join([*lines[: number - 1], changed + "\n", *lines[number:]])
-                    yield Mutant(path.relative_to(PACKAGE), number, rule, line, text)
+                    same, count = _common_end(old, rest), count + 1
+                    begin = begin_of_line + match.start()
+                    new = rest[: len(rest) - same]
+                    yield number, rule, line, Change(count, begin, begin + len(old) - same, new)
+
+
+def _common_end(old: str, new: str) -> int:
+    """How many characters both end in; what is left of either has as many opening as closing brackets."""
+    count = 0
+    while count < min(len(old), len(new)) and old[-count - 1] == new[-count - 1]:
+        count += 1
+    while count and any(_is_cut(text[: len(text) - count]) for text in (old, new)):
+        count -= 1
+    return count
+
+
+def _is_cut(text: str) -> bool:
+    return any(text.count(opening) != text.count(closing) for opening, closing in ("()", "[]", "{}"))
 
 
 class _Selection:
-    """A pytest plugin: keeps the operations' tests, the quickest first; tells of the first failure and of times."""
+    """A pytest plugin: keeps the operations' tests, has `work` done in place of running them all, and runs some of them
+    for it."""
 
-    def __init__(self, folders: list[str], durations: dict[str, float]) -> None:
+    def __init__(self, folders: list[str], work: Callable[[_Selection], None]) -> None:
         self.folders = folders
-        self.durations = durations
+        self._work = work
+        self.items: list[Any] = []
         self.times: dict[str, float] = {}
-        self.failure = ""
+        self.failure = self.failed = ""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = [item for item in items if self._concerns(item) and not any(n in item.name for n in NOT_RUN)]
-        items.sort(key=lambda item: self.durations.get(item.nodeid, 0.0))
+        self.items = items
 
     def _concerns(self, item: Any) -> bool:
         operation = item.callspec.params.get("operation") if hasattr(item, "callspec") else None
@@ -166,11 +198,24 @@ class _Selection:
             return bool({*item.path.relative_to(TESTS).parts[:-1]} & {*self.folders})
         return any(f".{folder}" in f"{operation.forward.__module__}." for folder in self.folders)
 
+    def pytest_runtestloop(self, session: Any) -> bool:
+        self._work(self)
+        return True
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.times[report.nodeid] = self.times.get(report.nodeid, 0.0) + report.duration
         if report.failed and not self.failure:
             crash = getattr(report.longrepr, "reprcrash", None)
             self.failure = f"{report.nodeid.rpartition('::')[2]}: {crash.message if crash else report.longrepr}"
+            self.failed = report.nodeid
+
+    def run(self, order: Callable[[Any], Any]) -> None:
+        """Run the tests until one fails."""
+        items = sorted(self.items, key=order)
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.failure:
+                return
 
 
 def _in_child(work: Callable[[], Any], seconds: float) -> tuple[Any, str]:
@@ -199,20 +244,21 @@ def _in_child(work: Callable[[], Any], seconds: float) -> tuple[Any, str]:
 
 
 class Laboratory:
-    """A copy of all CUDA sources, in which one file at a time is replaced, and the tests that run on it."""
+    """A copy of all CUDA sources, in which mutants take the place of what they change, and the tests that run on it."""
 
-    def __init__(self, folder: Path, tests: list[str]) -> None:
+    def __init__(self, folder: Path, mutants: Sequence[Mutant], tests: _Selection) -> None:
         import emulator
         import host_compiler
-        import pytest
 
         self.tree, self.cache = folder / "sources", folder / "cache"
-        self.tests = tests
+        self.tests, self.mutants = tests, mutants
         self.durations: dict[str, float] = {}
-        self.libraries: dict[str, str] = {}
+        self.kills: Counter[str] = Counter()
         for path in PACKAGE.rglob("*.cu*"):
             (self.tree / path.relative_to(PACKAGE)).parent.mkdir(parents=True, exist_ok=True)
             (self.tree / path.relative_to(PACKAGE)).write_text(path.read_text())
+        device = self.tree / "common" / "cuda" / "device.cuh"
+        device.write_text(device.read_text().replace("#pragma once\n", f"#pragma once\n{PRELUDE}", 1))
         # The emulator's own libraries are those of the user's cache; kernels go to the temporary folder.
         self.cache.mkdir()
         shared = [host_compiler.runtime_library()]
@@ -228,65 +274,88 @@ class Laboratory:
 
         def compile_copy(source: Path, name: str, defines: dict[str, Any], mode: str) -> Path:
             copy = self.tree / source.resolve().relative_to(PACKAGE)
-            library = compile_original(copy, name, defines, mode)
-            key = repr((str(copy), sorted(defines.items()), mode))
-            self.libraries[key] = hashlib.sha256(library.read_bytes()).hexdigest()
-            return library
+            return compile_original(copy, name, defines, mode)
 
         host_compiler.kernel_library = compile_copy
         self.refused = host_compiler.CompileError.__name__
-        self.pytest = pytest
-        self._pytest(_Selection(tests, {}), "--collect-only")  # imports all that the children will use
+        # Numbers of the mutants that are compiled one by one.
+        self.alone: set[int] = set()
+        self._write_schemata()
 
-    def _pytest(self, selection: _Selection, *options: str) -> int:
-        quiet = ("-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist")
-        return int(self.pytest.main([str(TESTS), *quiet, *options], plugins=[selection]))
+    def _write_schemata(self) -> None:
+        by_file: dict[Path, list[Change]] = {}
+        for number, m in enumerate(self.mutants, 1):
+            if number not in self.alone:
+                by_file.setdefault(m.file, []).append(Change(number, m.begin, m.end, m.new))
+        for file, changes in by_file.items():
+            text, left_out = schema((PACKAGE / file).read_text(), changes)
+            self.alone |= {change.number for change in left_out}
+            (self.tree / file).write_text(text)
 
-    def _run(self) -> tuple[int, str, dict[str, float], dict[str, str]]:
-        selection = _Selection(self.tests, self.durations)
-        code = self._pytest(selection)
-        return code, selection.failure, selection.times, self.libraries
+    def _run(self, number: int) -> tuple[str, str, dict[str, float]]:
+        os.environ["TTR_MUTANT"] = str(number)
+        times, kills = self.durations, self.kills
+        # What is quick and has found others comes first.
+        self.tests.run(lambda item: times.get(item.nodeid, 1.0) / (1 + kills[item.nodeid]))
+        return self.tests.failure, self.tests.failed, self.tests.times
 
     def baseline(self) -> float:
         """Run the tests on the kernels as they are: the seconds it took. The kernels stay compiled."""
-        for _ in range(2):  # the second time says how long the tests take, without compilation
+        failure = self.refused
+        while failure:
             began = time.monotonic()
-            answer, why = _in_child(self._run, 36000)
-            if not answer or answer[0]:
-                raise SystemExit(f"the tests fail on the unchanged kernels: {answer[1] if answer else why}")
-            _, _, self.durations, self.libraries = answer
+            answer, why = _in_child(lambda: self._run(0), 36000)
+            failure = answer[0] if answer else why
+            if failure and not (self.refused in failure and self._take_out(failure)):
+                raise SystemExit(f"the tests fail on the unchanged kernels: {failure}")
         self.seconds = time.monotonic() - began
         self.kept = {*self.cache.iterdir()}
-        self.original_libraries = dict(self.libraries)
-        self.libraries = {}
         return self.seconds
 
-    def verdict(self, mutant: Mutant) -> tuple[str, str]:
-        """("killed" | "survived" | "refused" | "same code", by what)."""
-        path = self.tree / mutant.file
-        original = path.read_text()
-        path.write_text(mutant.text)
-        try:
-            answer, why = _in_child(self._run, max(LEAST, FACTOR * self.seconds))
-        finally:
-            path.write_text(original)
-            for made in {*self.cache.iterdir()} - self.kept:
-                made.unlink(missing_ok=True) if made.is_file() else None
+    def _take_out(self, message: str) -> bool:
+        """Compile mutants by themselves that stand where g++ found an error; whether there were any."""
+        places = {(Path(name).name, int(line)) for name, line in re.findall(r"([\w/.-]+\.cuh?):(\d+)", message)}
+        named = {int(number) for number in re.findall(r"ttr_mutant == (\d+)", message)}
+        found = {
+            number for number, m in enumerate(self.mutants, 1)
+            if ((m.file.name, m.line) in places or number in named) and number not in self.alone
+        }  # fmt: skip
+        self.alone |= found
+        self._write_schemata()
+        return bool(found)
+
+    def verdict(self, number: int) -> tuple[str, str]:
+        """("killed" | "survived" | "refused", by what)."""
+        mutant, limit = self.mutants[number - 1], max(LEAST, FACTOR * self.seconds)
+        if number not in self.alone:
+            answer, why = _in_child(lambda: self._run(number), limit)
+        else:
+            path = self.tree / mutant.file
+            before = path.read_text()
+            path.write_text(mutant.text((PACKAGE / mutant.file).read_text()))
+            try:
+                answer, why = _in_child(lambda: self._run(0), limit)
+            finally:
+                path.write_text(before)
+                for made in {*self.cache.iterdir()} - self.kept:
+                    made.unlink(missing_ok=True) if made.is_file() else None
         if answer is None:
             return "killed", why
-        code, failure, _, libraries = answer
+        failure, by, times = answer
+        self.durations |= times  # without compilation, unlike those of the first run
         if self.refused in failure:
             return "refused", failure
-        if code:
+        if failure:
+            self.kills[by] += 1
             return "killed", failure
-        same = all(self.original_libraries.get(key) == digest for key, digest in libraries.items())
-        return ("same code" if same else "survived"), ""
+        return "survived", ""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("operation", help="a folder of ttr_kernels with .cu files, or `common`")
     parser.add_argument("--tests", help="operations whose tests run, separated by commas (default: itself)")
+    parser.add_argument("--select", default="", help="run only these of the tests (pytest's -k): a lower bound, sooner")
     parser.add_argument("--sample", type=int, help="try that many mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", help="mutants of places that begin so, e.g. rms_norm.cu:42")
@@ -310,23 +379,34 @@ def main() -> int:
         return 0
 
     sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests" / "kernels"), str(ROOT / "tests" / "emulator")]
+    import pytest
+
     results: list[tuple[Mutant, str, str]] = []
-    with tempfile.TemporaryDirectory(prefix="ttr-mutants-") as temporary:
-        laboratory = Laboratory(Path(temporary), (options.tests or options.operation).split(","))
-        print(
-            f"{laboratory.baseline():.0f} s for the tests of the unchanged kernels; {len(mutants)} mutants", flush=True
-        )
-        for i, mutant in enumerate(mutants, 1):
-            verdict, by = laboratory.verdict(mutant)
-            results.append((mutant, verdict, by))
-            summary = " ".join(by.split())[:100]
-            print(f"{i:4d}  {verdict:9s}  {mutant.place:28s}  {mutant.rule:26s}  {summary}", flush=True)
+
+    def experiment(tests: _Selection) -> None:
+        with tempfile.TemporaryDirectory(prefix="ttr-mutants-") as temporary:
+            laboratory = Laboratory(Path(temporary), mutants, tests)
+            seconds = laboratory.baseline()
+            print(f"{seconds:.0f} s for {len(tests.items)} tests of the unchanged kernels; {len(mutants)} mutants, of "
+                  f"which {len(laboratory.alone)} are compiled one by one", flush=True)  # fmt: skip
+            for number, mutant in enumerate(mutants, 1):
+                began = time.monotonic()
+                verdict, by = laboratory.verdict(number)
+                results.append((mutant, verdict, by))
+                summary = f"{time.monotonic() - began:5.1f} s  {' '.join(by.split())[:100]}"
+                print(f"{number:4d}  {verdict:9s}  {mutant.place:28s}  {mutant.rule:26s}  {summary}", flush=True)
+
+    quiet = ("-q", "-x", "--no-header", "--capture=no", "-p", "no:cacheprovider", "-p", "no:xdist")
+    tests = _Selection((options.tests or options.operation).split(","), experiment)
+    code = pytest.main([str(TESTS), *quiet, "-k", options.select], plugins=[tests])
+    if len(results) < len(mutants):
+        return int(code) or 1
 
     counts = Counter(verdict for _, verdict, _ in results)
     survivors = [mutant for mutant, verdict, _ in results if verdict == "survived"]
     tried = counts["killed"] + counts["survived"]
     print(f"\nkilled {counts['killed']} of {tried} ({counts['killed'] / max(tried, 1):.1%}); not counted: "
-          f"{counts['refused']} refused by g++, {counts['same code']} that give the same code")  # fmt: skip
+          f"{counts['refused']} refused by g++")  # fmt: skip
     if survivors:
         print("survivors:", *survivors, sep="\n  ")
     if options.json:
