@@ -56,22 +56,23 @@ class Tiles:
 def forward_tiles(width: int, itemsize: int) -> Tiles:
     if itemsize == 4:
         return Tiles(64, 32 if width <= 192 else 16, 4)
-    # A warp with 32 rows loads half as much from shared memory per product as one with 16.
-    return Tiles(128, 64, 4) if width <= 128 else Tiles(64, 64 if width == 192 else 32, 4)
+    # A warp with 32 rows loads half as much from shared memory per product as one with 16. Beside its results of 128
+    # columns there are registers for the weights of 32 keys, not of 64.
+    return Tiles(128, 32 if width == 128 else 64, 4) if width <= 128 else Tiles(64, 64 if width == 192 else 32, 4)
 
 
 def queries_tiles(width: int, itemsize: int) -> Tiles:
     """Of backward_queries: beside its queries a block keeps their dout."""
     if itemsize == 4:
         return Tiles(64, 32, 4) if width <= 96 else Tiles(64, 16, 4) if width <= 128 else Tiles(32, 16, 2)
-    return Tiles(128, 32, 4) if width <= 128 else Tiles(64, 32, 4)
+    return Tiles(128, 16 if width == 128 else 32, 4) if width <= 128 else Tiles(64, 32, 4)
 
 
 def keys_tiles(width: int, itemsize: int) -> Tiles:
     """Of backward_keys: beside its keys a block keeps their values, and it has two results."""
     if itemsize == 4:
         return Tiles(32, 64, 4) if width <= 128 else Tiles(16, 32, 2, slices=2)
-    return Tiles(64, 64, 4) if width <= 128 else Tiles(32, 64, 4, slices=2)
+    return Tiles(32 if width == 128 else 64, 64, 4) if width <= 128 else Tiles(32, 64, 4, slices=2)
 
 
 def shared_bytes(file: str, tiles: Tiles, width: int, itemsize: int) -> int:
@@ -303,6 +304,7 @@ _USUAL = [
     *((dtype, width, bias, dropping) for dtype in (BFLOAT16, FLOAT32) for width in (32, 64) for bias in (NO_BIAS, LOG)
       for dropping in (False, True)),
     *((BFLOAT16, 128, bias, False) for bias in (NO_BIAS, LINEAR, LOG)),
+    (BFLOAT16, 128, LOG, True),
     (BFLOAT16, 64, LINEAR, False),
     (FLOAT16, 64, NO_BIAS, False),
     (FLOAT16, 64, LOG, True),
