@@ -179,9 +179,11 @@ def _products(model: Planned) -> str:
     return f"{name} storage, float32 matrix product{reason}"
 
 
-def measure_gemm_peak(backend: Backend = CPU, dtype: Any = np.float32, repeats: int = 8) -> float:
+def measure_gemm_peak(
+    backend: Backend = CPU, dtype: Any = np.float32, repeats: int = 8, size: int | None = None
+) -> float:  # fmt: skip
     """Floating-point operations per second of a large matrix product, the best of some."""
-    size = 1024 if backend.name == "cpu" else 4096
+    size = size or (1024 if backend.name == "cpu" else 4096)
     a, out = backend.xp.ones((size, size), dtype), backend.xp.empty((size, size), dtype)
     best = np.inf
     for _ in range(repeats):
