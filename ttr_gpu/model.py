@@ -156,7 +156,7 @@ class TransformerModel:
 
     def loss_forward(
         self, batch: PackedTokens, dropout: DropoutKey | None = None, *, label_smoothing: float = 0.0,
-        z_loss: float = 0.0, time_weight: float = 1.0, gradients: bool = True, gradient_scale: float = 1.0,
+        z_loss: float = 0.0, time_weight: float = 1.0, gradients: bool = True, gradient_scale: Any = 1.0,
         recompute: Recompute = KEEP_ALL,
     ) -> tuple[Any, LossSaved]:  # fmt: skip
         """Mean loss in nats over the targets that are tokens: of these, and time_weight times that of their gaps.
@@ -169,6 +169,7 @@ class TransformerModel:
             time_weight: of the gap's loss, where there is a time head.
             gradients: False skips what only a backward needs.
             gradient_scale: about the dloss of the backward to come, of which the head computes its gradient already.
+                Both are numbers, or on a GPU arrays of one number there.
             recompute: what of the blocks' forward is not kept, but run again in the backward.
         """
         censored = censored_positions(batch)
@@ -198,7 +199,7 @@ class TransformerModel:
         return loss, LossSaved(embedding, blocks, norm, head, time_head, type_loss, time_loss, time_weight)
 
     def loss_backward(
-        self, dloss: float, saved: LossSaved, block_done: Callable[[int], None] | None = None
+        self, dloss: Any, saved: LossSaved, block_done: Callable[[int], None] | None = None
     ) -> None:  # fmt: skip
         """Adds dloss times the loss's gradient to every parameter's gradient.
 

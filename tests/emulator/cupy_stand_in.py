@@ -4,13 +4,16 @@ Its arrays live in NumPy memory and its kernels run on the emulator, but it beha
 NumPy's functions do not take its arrays, its functions do not take NumPy arrays, nothing is converted silently, and
 what would make the host wait for the GPU is counted. It has no function that CuPy lacks (see test_cupy_stand_in.py).
 
+Capture into a graph: between `begin_capture` and `end_capture` nothing is computed. What is asked for is kept, arrays
+by their addresses and all else by value, and `Graph.launch` does it. Allocations that no allocator serves, copies from
+or to the host and waits are refused; so is the launch of a graph some of whose memory is gone.
+
     with cupy_stand_in.installed(EmulatorExecutor("plain")) as cupy:
         y = rms_norm(cupy.asarray(x), cupy.asarray(weight))
 """
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +22,20 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import captured_work
 import numpy as np
+from captured_work import (
+    MemoryPointer,
+    UnownedMemory,
+    alloc,
+    allocated,
+    computed,
+    do,
+    is_capturing,
+    pool_malloc,
+    refuse,
+    using_allocator,
+)
 from emulator import EmulatorExecutor
 
 from ttr_kernels.common.cuda import launch
@@ -127,40 +143,16 @@ METHODS = [
 ]
 # Sizes of these results depend on values: CuPy waits for them.
 _WAITING = {"flatnonzero", "nonzero", "unique", "bincount"}
+_IN_PLACE = {"copyto", "fill", "sort"}
 _PASSED_ON = ("dtype", "itemsize", "nbytes", "ndim", "shape", "size", "strides")
 _DEVICE = SimpleNamespace(id=0)
-
-
-class UnownedMemory:
-    """Memory that belongs to `owner`, which it keeps alive."""
-
-    def __init__(self, ptr: int, size: int, owner: Any, device_id: int = -1) -> None:
-        self.ptr, self.size, self.owner = ptr, size, owner
-
-
-class MemoryPointer:
-    """A place in memory, which it keeps alive."""
-
-    def __init__(self, mem: UnownedMemory, offset: int) -> None:
-        self.mem, self.ptr = mem, mem.ptr + offset
-
-    def array(self, shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
-        size = dtype.itemsize * int(np.prod(shape))
-        assert self.ptr + size <= self.mem.ptr + self.mem.size, "beyond the memory"
-        buffer = (ctypes.c_char * size).from_address(self.ptr)
-        buffer.memory = self.mem  # type: ignore[attr-defined]
-        return np.ndarray(shape, dtype, buffer)
-
-
-def _alloc(size: int) -> MemoryPointer:
-    block = np.empty(size, np.uint8)
-    return MemoryPointer(UnownedMemory(block.ctypes.data, size, block), 0)
 
 
 class Event:
     """A place in a stream's work."""
 
     def __init__(self, stream: Stream) -> None:
+        refuse("an event is recorded")
         self._stream, self._at = stream, stream.finished + len(stream.work)
 
     @property
@@ -187,22 +179,39 @@ class Stream:
         self.work: list[Callable[[], None]] = []
         self.finished = 0
 
+    def __enter__(self) -> Stream:
+        _streams.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _streams.pop()
+
+    def begin_capture(self) -> None:
+        if self is _streams[0]:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported (stand-in): the default stream cannot be captured")
+        captured_work.begin_capture()
+
+    def end_capture(self) -> captured_work.Graph:
+        return captured_work.end_capture()
+
     def record(self) -> Event:
         return Event(self)
 
     def wait_event(self, event: Event) -> None:
+        refuse("an event is waited for")
         event.reach()
 
     def synchronize(self) -> None:
         self.record().synchronize()
 
 
-_current = Stream()
+_streams = [Stream()]
 waits = 0  # how often the host would have waited for the GPU
 
 
 def _wait() -> None:
     global waits
+    refuse("the host waits for the GPU")
     waits += 1
 
 
@@ -222,7 +231,10 @@ class ndarray:
         if name in METHODS:
             if name == "nonzero":
                 _wait()
-            return lambda *args, **kwargs: _wrap(getattr(self.host, name)(*_unwrap(args), **_unwrap(kwargs)))
+            method = getattr(np.ndarray, name)
+            if name in _IN_PLACE:
+                return lambda *args, **kwargs: do(method, self.host, *_unwrap(args), **_unwrap(kwargs))
+            return lambda *args, **kwargs: _wrap(computed(method, self.host, *_unwrap(args), **_unwrap(kwargs)))
         raise AttributeError(f"cupy.ndarray (stand-in) has no attribute {name!r}")
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -263,7 +275,8 @@ class ndarray:
     def set(self, values: np.ndarray[Any, Any], stream: Stream | None = None) -> None:
         if not isinstance(values, np.ndarray) or values.shape != self.shape or values.dtype != self.dtype:
             raise TypeError("set: expected a NumPy array of this shape and dtype")
-        if stream is not None:
+        refuse("memory of the host is copied")
+        if stream is not None and stream is not _streams[0]:
             stream.work.append(lambda: np.copyto(self.host, values))
             return
         self.host[...] = values
@@ -295,17 +308,19 @@ class ndarray:
         return float(self.host)
 
     def __getitem__(self, index: Any) -> ndarray:
-        return _wrap(self.host[self._index(index)])
+        return _wrap(computed(operator.getitem, self.host, self._index(index)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         # CuPy takes a NumPy array on the right only from `[...]` on, through `set`; it is not relied on.
-        self.host[self._index(index)] = _unwrap(value)
+        do(operator.setitem, self.host, self._index(index), _unwrap(value))
 
     def _index(self, index: Any) -> Any:
-        for part in index if isinstance(index, tuple) else (index,):
+        parts = index if isinstance(index, tuple) else (index,)
+        for part in parts:
             if isinstance(part, ndarray) and part.dtype == bool:
                 _wait()
-        return _unwrap(index)
+        # One element is a view, too: CuPy has no scalars.
+        return _unwrap(parts if any(part is Ellipsis for part in parts) else (*parts, ...))
 
     def __repr__(self) -> str:
         return f"cupy stand-in {self.host!r}"
@@ -319,19 +334,19 @@ def _binary(name: str, reflected: bool = False) -> Callable[..., Any]:
 
     def method(self: ndarray, other: Any) -> Any:
         sides = (_unwrap(other), self.host) if reflected else (self.host, _unwrap(other))
-        return _wrap(function(*sides))
+        return _wrap(computed(function, *sides))
 
     return method
 
 
 def _unary(name: str) -> Callable[..., Any]:
     function = getattr(operator, name)
-    return lambda self: _wrap(function(self.host))
+    return lambda self: _wrap(computed(function, self.host))
 
 
 def _in_place(name: str) -> Callable[..., Any]:
     def method(self: ndarray, other: Any) -> ndarray:
-        getattr(operator, name)(self.host, _unwrap(other))
+        do(getattr(operator, name), self.host, _unwrap(other))
         return self
 
     return method
@@ -377,18 +392,28 @@ def _function(name: str) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         if name in _WAITING:
             _wait()
-        result = numpy_function(*_unwrap(args), **_unwrap(kwargs))
-        if name in ("empty", "empty_like") and result.dtype.kind not in "iub":
-            result.fill(np.nan)  # what nobody writes shows
-        return _wrap(result)
+        if name in ("concatenate", "stack"):  # CuPy's kernel reads the arrays' addresses from a copy of a list
+            refuse("memory of the host is copied")
+        if name in _IN_PLACE:
+            return do(numpy_function, *_unwrap(args), **_unwrap(kwargs))
+        if name in ("empty", "empty_like"):
+            result = allocated(numpy_function(*_unwrap(args), **_unwrap(kwargs)))
+            if result.dtype.kind not in "iub" and not is_capturing():
+                result.fill(np.nan)  # what nobody writes shows
+            return ndarray(result)
+        return _wrap(computed(numpy_function, *_unwrap(args), **_unwrap(kwargs)))
 
     return function
 
 
 def _asarray(value: Any, dtype: Any = None) -> ndarray:
     if isinstance(value, ndarray):
-        return ndarray(value.host.astype(dtype or value.dtype, copy=False))
-    return ndarray(np.array(value, dtype))
+        return value if dtype in (None, value.dtype) else value.astype(dtype)
+    refuse("memory of the host is copied")
+    given = np.array(value, dtype)
+    made = allocated(given)
+    made[...] = given
+    return ndarray(made)
 
 
 def _asnumpy(value: Any) -> np.ndarray[Any, Any]:
@@ -402,8 +427,9 @@ def _module() -> ModuleType:
     module.ndarray, module.asarray, module.array, module.asnumpy = ndarray, _asarray, _asarray, _asnumpy  # type: ignore[attr-defined]
     module.float32, module.float64, module.int32, module.int64 = np.float32, np.float64, np.int32, np.int64  # type: ignore[attr-defined]
     module.cuda = SimpleNamespace(  # type: ignore[attr-defined]
-        alloc=_alloc, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory,
-        get_current_stream=lambda: _current, Stream=Stream, alloc_pinned_memory=bytearray,
+        alloc=alloc, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory,
+        get_current_stream=lambda: _streams[-1], Stream=Stream, alloc_pinned_memory=bytearray,
+        using_allocator=using_allocator,
         runtime=SimpleNamespace(
             getDevice=lambda: 0, getDeviceCount=lambda: 1, memGetInfo=lambda: (64 << 30, 80 << 30),
             runtimeGetVersion=lambda: 13000, driverGetVersion=lambda: 13000,
@@ -411,7 +437,8 @@ def _module() -> ModuleType:
         ),
         Device=lambda *_: SimpleNamespace(id=0, compute_capability="90", attributes={"MultiProcessorCount": 2}),
     )  # fmt: skip
-    module.get_default_memory_pool = lambda: SimpleNamespace(used_bytes=lambda: 0, total_bytes=lambda: 0)  # type: ignore[attr-defined]
+    pool = SimpleNamespace(used_bytes=lambda: 0, total_bytes=lambda: 0, malloc=pool_malloc)
+    module.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]
     module.__version__ = "0 (stand-in)"
     return module
 
@@ -430,12 +457,15 @@ class _Executor:
         ) -> None:
             if any(isinstance(argument, np.ndarray) for argument in arguments):
                 raise TypeError(f"{kernel}: got a NumPy array, which is not in the GPU's memory")
-            run(grid, block, [a.host if isinstance(a, ndarray) else a for a in arguments], shared_bytes)
+            hosts = [a.host if isinstance(a, ndarray) else a for a in arguments]
+            do(lambda *arguments: run(grid, block, arguments, shared_bytes), *hosts)
 
         return launched
 
     def multiply(self, gemm: Gemm) -> None:
-        self.emulator.multiply(gemm._replace(a=gemm.a.host, b=gemm.b.host, c=gemm.c.host))  # type: ignore[attr-defined]
+        hosts: Any = gemm.a.host, gemm.b.host, gemm.c.host  # type: ignore[attr-defined]
+        plain = gemm._replace(a=None, b=None, c=None)  # type: ignore[arg-type]
+        do(lambda a, b, c: self.emulator.multiply(plain._replace(a=a, b=b, c=c)), *hosts)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class TokenHead:
 
     def loss_forward(
         self, x: Array, targets: Array, *, label_smoothing: float = 0.0, z_loss: float = 0.0, gradients: bool = True,
-        gradient_scale: float = 1.0,
+        gradient_scale: Any = 1.0,
     ) -> tuple[Any, LinearCrossEntropySaved]:  # fmt: skip
         """x (total, C), targets (total,) with −1 for none -> mean cross-entropy in nats."""
         return linear_cross_entropy_forward(
@@ -49,7 +49,7 @@ class TokenHead:
             gradients=gradients, gradient_scale=gradient_scale,
         )  # fmt: skip
 
-    def loss_backward(self, dloss: float, saved: LinearCrossEntropySaved) -> Array:
+    def loss_backward(self, dloss: Any, saved: LinearCrossEntropySaved) -> Array:
         """-> dx (total, C); adds to the weight's gradient."""
         dx, _, _ = linear_cross_entropy_backward(dloss, saved, dweight=self.weight.gradient)
         return dx

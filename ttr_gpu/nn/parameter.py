@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ttr_kernels.common.arena import outside
 from ttr_kernels.common.arrays import Array, DType, array_module
 from ttr_kernels.common.cuda.launch import address
 
@@ -45,7 +46,8 @@ class Parameter:
         if self.value.dtype == dtype:
             return self.value
         if self._cast is None or self._cast.dtype != dtype:
-            self._cast = array_module(self.value).empty(self.value.shape, dtype)
+            with outside():
+                self._cast = array_module(self.value).empty(self.value.shape, dtype)
             self._cast_is_current = False
         if not self._cast_is_current:
             if isinstance(self.value, np.ndarray) and self.value.dtype == np.float32:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 
+from ttr_kernels.common import packing
+from ttr_kernels.common.arena import outside
 from ttr_kernels.common.arrays import Array, DType, array_module, empty
 from ttr_kernels.embedding import embedding
 from ttr_kernels.rope import RopeTable, rope_cos_sin
@@ -49,43 +52,56 @@ class Sequences:
 
     def positions(self) -> Array:
         """(total,) int64, NumPy: the position of each row in its own sequence, from 0."""
-        starts = self.cu_seqlens[:-1]
-        lengths = np.diff(self.cu_seqlens)
-        starts, lengths = starts[lengths > 0], lengths[lengths > 0]
-        # Ones, but back to 0 at each start, summed up.
-        steps, positions = empty(self.total, np.int64), empty(self.total, np.int64)
-        steps.fill(1)
-        steps[starts[:1]] = 0
-        steps[starts[1:]] = 1 - lengths[:-1]
-        np.cumsum(steps, out=positions)
-        return positions
+        return _positions(self.cu_seqlens)
 
     def gaps(self) -> Array:
         """(total,) float64: time since the position before, 0 at the start of a sequence."""
         xp, times = array_module(self.times), self.times
         gaps = empty(self.total, np.float64, times)
         xp.subtract(times[1:], times[:-1], out=gaps[1:])
-        starts = self.cu_seqlens[:-1]
-        gaps[xp.asarray(starts[starts < self.total])] = 0.0
+        fixed = packing.current()
+        # Row 0 is a start, and may be so more than once.
+        gaps[self._there("starts", _starts, 0 if fixed is None else fixed.sequences)] = 0.0
         return gaps
 
     def elapsed(self) -> Array:
         """(total,) float64: time since the first position of its sequence."""
-        xp = array_module(self.times)
-        starts, lengths = self.cu_seqlens[:-1], np.diff(self.cu_seqlens)
-        elapsed: Array = self.times - self.times[xp.asarray(np.repeat(starts, lengths))]
+        elapsed: Array = self.times - self.times[self._there("first rows", _first_rows, self.total)]
         return elapsed
+
+    def behind(self, pace: float) -> Array:
+        """(total,) float64: time since the first position of its sequence / pace − positions since then."""
+        behind: Array = self.elapsed() / pace - self._rows()
+        return behind
+
+    def _rows(self) -> Array:
+        """`positions`, where the model computes."""
+        fixed = packing.current()
+        if fixed is not None:
+            return fixed.get("positions", _positions, self.total)
+        rows: Array = array_module(self.times).asarray(self.positions())
+        return rows
+
+    def _there(self, name: str, compute: Callable[[Array], Array], length: int) -> Array:
+        """`compute(cu_seqlens)`, where the model computes."""
+        fixed = packing.current()
+        if fixed is not None:
+            return fixed.get(name, compute, length)
+        there: Array = array_module(self.times).asarray(compute(self.cu_seqlens))
+        return there
 
     def rope(self, dim: int, base: float, dtype: DType, unit: float | None = None) -> RopeTable:
         """The rotation of every row, by its position in its own sequence; with a unit of time by its time / unit."""
         if unit is not None:
             return rope_by_time(self.times, unit, dim, base, dtype)
-        xp, positions = array_module(self.times), self.positions()
-        # Sequences share their positions: angles are computed once for each, and kept for other batches.
-        longest = 1 << int(positions.max(initial=0)).bit_length()
+        xp = array_module(self.times)
+        # Sequences share their positions: angles are computed once for each, and kept for other batches. Those of a
+        # batch at fixed places may be as long as it.
+        last = self.total if packing.current() is not None else int(np.diff(self.cu_seqlens).max(initial=1)) - 1
+        longest = 1 << last.bit_length()
         device = None if xp is np else self.times.device.id  # type: ignore[attr-defined]
         table = _rope_table(longest, dim, base, "float64" if dtype == np.float64 else "float32", xp, device)
-        rows = xp.asarray(positions)
+        rows = self._rows()
         return RopeTable(embedding(rows, table.cos), embedding(rows, table.sin))
 
 
@@ -100,4 +116,26 @@ def rope_by_time(times: Array, unit: float, dim: int, base: float, dtype: DType)
 
 @functools.lru_cache(maxsize=8)
 def _rope_table(positions: int, dim: int, base: float, dtype: str, xp: ModuleType, device: int | None) -> RopeTable:
-    return rope_cos_sin(xp.arange(positions), dim, base=base, dtype=np.dtype(dtype))
+    with outside():
+        return rope_cos_sin(xp.arange(positions), dim, base=base, dtype=np.dtype(dtype))
+
+
+def _positions(cu_seqlens: Array) -> Array:
+    starts, lengths, total = cu_seqlens[:-1], np.diff(cu_seqlens), int(cu_seqlens[-1])
+    starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+    # Ones, but back to 0 at each start, summed up.
+    steps, positions = empty(total, np.int64), empty(total, np.int64)
+    steps.fill(1)
+    steps[starts[:1]] = 0
+    steps[starts[1:]] = 1 - lengths[:-1]
+    np.cumsum(steps, out=positions)
+    return positions
+
+
+def _starts(cu_seqlens: Array) -> Array:
+    starts: Array = cu_seqlens[:-1][cu_seqlens[:-1] < cu_seqlens[-1]]
+    return starts
+
+
+def _first_rows(cu_seqlens: Array) -> Array:
+    return np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))

@@ -102,7 +102,7 @@ class TimeEncoding:
             if kind == "absolute":
                 t = xp.divide(times, self.span, out=empty(times.shape, times.dtype, times))
             elif kind == "pace":
-                behind = sequences.elapsed() / self.pace - xp.asarray(sequences.positions())
+                behind = sequences.behind(self.pace)
                 t = xp.sign(behind) * xp.log1p(xp.abs(behind))
             else:
                 t = sequences.gaps()

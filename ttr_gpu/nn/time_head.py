@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ttr_kernels.common.arrays import Array, array_module, contiguous, empty
+from ttr_kernels.common.arrays import Array, array_module, contiguous, empty, is_array
 from ttr_kernels.embedding import EmbeddingSaved, embedding_backward, embedding_forward
 from ttr_kernels.geglu import GegluSaved, geglu_backward, geglu_forward
 from ttr_kernels.log_normal_mixture import (
@@ -180,12 +180,13 @@ class TimeHead:
         total = total + share * survived.sum()
         return total, TimeHeadSaved(given, project, mixture, slope, losses, weight, (at, kept), share)
 
-    def loss_backward(self, dloss: float, saved: TimeHeadSaved) -> Array:
+    def loss_backward(self, dloss: Any, saved: TimeHeadSaved) -> Array:
         """-> dx (total, C) in the master precision; adds to the parameters' gradients."""
-        k = self.components
+        k, master = self.components, self.precision.master
         draw = empty((len(saved.slope), 3 * k), self.precision.master, saved.slope)
         dlosses = empty(saved.weight.shape, self.precision.master, saved.weight)
-        array_module(dlosses).multiply(saved.weight, self.precision.master.type(dloss), out=dlosses)
+        factor = dloss.astype(master) if is_array(dloss) else master.type(dloss)
+        array_module(dlosses).multiply(saved.weight, factor, out=dlosses)
         dlogits, dmeans, dlog_scales = draw[:, :k], draw[:, k : 2 * k], draw[:, 2 * k :]
         log_normal_mixture_backward(
             dlosses, saved.mixture, dweight_logits=dlogits, dmeans=dmeans, dlog_scales=dlog_scales

@@ -71,6 +71,9 @@ class TrainConfig(BaseModel):
     spike_threshold: float = Field(
         default=8.0, ge=0, description="deviations of a loss or gradient norm that is reported with its batch; 0: never"
     )
+    cuda_graph: Literal["auto", "off"] = Field(
+        default="auto", description="on a GPU: a step's kernels are captured once and replayed, where that is possible"
+    )
     shard_optimizer: bool = Field(
         default=False, description="each of several processes keeps its part of adamw's moments alone (ZeRO-1)"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ttr_kernels.adamw import adamw, clip_scale, global_norm
+from ttr_kernels.adamw import adamw, adamw_schedule, clip_scale, global_norm
 from ttr_kernels.common.arrays import Array, is_array
 
 from ..backend import copy_into, to_host
@@ -55,6 +55,7 @@ class Optimizer:
         self.first = xp.zeros_like(model.flat.values[self.own])
         self.second = xp.zeros_like(model.flat.values[self.own][self.muon_end :])
         self._groups = _groups(model, self.muon_end)
+        self._rates = sorted({group[3] for group in self._groups})
 
     def gradient_norm(self) -> float:
         """Norm of all gradients; NaN or infinite where any gradient is. Waits for a GPU."""
@@ -69,10 +70,19 @@ class Optimizer:
         """Whether `update` takes a norm that has not been read: on a GPU, where all parameters are AdamW's."""
         return self.model.backend.name == "gpu" and not self.matrices
 
-    def update(self, step: int, rate: float, norm: Any, scale: float = 1.0) -> None:
+    def schedules(self, step: int, rate: float) -> Array:
+        """Rows of AdamW's numbers at this step, float32, in NumPy: what `update` reads from a copy on a GPU instead of
+        `step` and `rate`, so that it can be captured once for all steps."""
+        betas = {"beta1": self.config.beta1, "beta2": self.config.beta2}
+        return np.stack([adamw_schedule(rate * relative, step, **betas) for relative in self._rates])
+
+    def update(
+        self, step: int, rate: float, norm: Any, scale: Any = 1.0, schedules: Array | None = None
+    ) -> None:  # fmt: skip
         """One step with gradients times `scale`, clipped; `norm` is theirs before scaling.
 
-        One that has not been read and is not finite changes nothing (but of 16-bit copies, which are made anew).
+        One that has not been read and is not finite changes nothing (but of 16-bit copies, which are made anew). On a
+        GPU `scale` may be an array of one number there, and `schedules` a copy of what the method of that name gives.
         """
         flat, config = self.model.flat, self.config
         clip = clip_scale(norm * scale, config.clip_norm)
@@ -101,6 +111,7 @@ class Optimizer:
                 flat.values[part], flat.gradients[part], self.first[first], self.second[second],
                 learning_rate=rate * relative, step=step, beta1=config.beta1, beta2=config.beta2, eps=config.eps,
                 weight_decay=config.weight_decay / relative if decay else 0.0, gradient_scale=scale,
+                schedule=None if schedules is None else schedules[self._rates.index(relative)],
             )  # fmt: skip
         if self.sharded:
             for rank, part in enumerate(self._parts()):

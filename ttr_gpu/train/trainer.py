@@ -42,6 +42,7 @@ from .progress import Progress
 from .schedule import learning_rate
 from .signals import stop_signals
 from .spikes import Spike, SpikeDetector, worst_sequences
+from .step_graph import StepGraphs, why_not
 from .taken import Taken, read, together
 from .trackers import Tracker
 from .uploads import Uploads
@@ -157,6 +158,11 @@ class Trainer:
             )  # fmt: skip
             self.profile = StepProfile(folder, backend, peak, self.log.line) if profile and self.leads else None
             self._sum = GradientSum(self.model, communicator) if communicator.size > 1 else None
+            self._why_no_graphs = why_not(config, backend.name, communicator.size, profile)
+            self._graphs = None if self._why_no_graphs is not None else StepGraphs(
+                self.model, self.optimizer, config, config.recompute, joint=self._joint,
+                dynamic=self.progress.loss_scale.dynamic, say=self.log.line,
+            )  # fmt: skip
             broadcast_weights(communicator, self.model)
         except BaseException:
             self.batches.close()
@@ -166,6 +172,8 @@ class Trainer:
         """Train to the end, or until a signal or a lack of improvement; the last step is always saved."""
         for line in self.plan.lines:
             self.log.line(line)
+        if self._why_no_graphs:
+            self.log.line(f"cuda graph off: {self._why_no_graphs}; kernels are launched one by one")
         try:
             with self.batches, stop_signals(aloud=self.leads) as received:
                 self._received = received
@@ -232,15 +240,20 @@ class Trainer:
             min_ratio=train.min_lr_ratio, schedule=train.schedule, decay=train.decay_share,
         )  # fmt: skip
         counted = [(batch, targets) for batch, targets in zip(batches, counts, strict=True) if targets]
-        values = self._gradients(counted, max(int(count), 1), scaling.value)
+        watched = bool(self.watch) and step % self.watch == 0
+        graphs = self._graphs if self._graphs is not None and self._graphs.takes(counted) and not watched else None
+        if graphs is None:
+            values = self._gradients(counted, max(int(count), 1), scaling.value)
+        else:
+            values = graphs.step(counted, int(count), scaling.value, step - scaling.skipped, rate)
         taken = Taken(
             step, counted, values, max(int(count), 1), int(tokens), flops, rate, scaling.value, begin, waited
         )  # fmt: skip
-        if self.leads and self.watch and step % self.watch == 0:
+        if self.leads and watched:
             self._watch(step, batches[0], scaling.value)
         if self._reads_late:
             # What is not finite changes no weight, and is found when it is read.
-            self._update(taken, values[-1])
+            self._update(taken, values[-1], updated=graphs is not None)
             self._unread.append(taken)
             progress.step = step
             if step == 1 or step % self.log_every == 0:
@@ -250,7 +263,7 @@ class Trainer:
         losses, norm = self._judge(taken, numbers)
         if math.isfinite(norm):
             scaling.succeeded()
-            self._update(taken, norm)
+            self._update(taken, norm, updated=graphs is not None)
         elif not scaling.overflowed():
             self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
         progress.step = step
@@ -286,11 +299,13 @@ class Trainer:
                 self.profile.add_spans(spans)
         return together([*found, self.optimizer.unread_norm()])
 
-    def _update(self, taken: Taken, norm: Any) -> None:
-        """The weights' step; `norm` as it was computed, of gradients times the loss's scale."""
+    def _update(self, taken: Taken, norm: Any, updated: bool) -> None:
+        """The weights' step, unless they have been `updated`, and what follows it; `norm` as it was computed, of
+        gradients times the loss's scale."""
         # Of the updates, not of the steps, depends how far the moments are from their start at zero.
         updates = taken.step - self.progress.loss_scale.skipped
-        self.optimizer.update(updates, taken.rate, norm, 1.0 / taken.scale)
+        if not updated:
+            self.optimizer.update(updates, taken.rate, norm, 1.0 / taken.scale)
         if self.averages is not None:
             self.averages.update(updates)
         if taken.step % self.config.train.compare_every == 0:

@@ -35,7 +35,7 @@ from ..common.arrays import (
     takes_cuda_arrays,
     view_of_cuda_array,
 )
-from ..common.philox import check_first_row, check_rate, key_and_offset
+from ..common.philox import check_first_row, check_offset_at, check_rate, key_and_offset
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Dropout:
     seed: int
     offset: int
     first_row: int = 0
+    offset_at: Array | None = None  # on a GPU, a number there that is added to offset
 
     def key(self, heads: int) -> Array:
         """What kernels draw with, uint32: (key low, key high, offset low, offset high, counter of the first row)."""
@@ -120,6 +121,7 @@ def attention_forward(
     seed: int = 0,
     offset: int = 0,
     first_row: int = 0,
+    offset_at: Array | None = None,
     out: Array | None = None,
 ) -> tuple[Array, AttentionSaved]:
     """Attention of the module's formula, over batched or packed sequences.
@@ -141,6 +143,8 @@ def attention_forward(
         dropout: probability of dropping an attention weight; the mask follows from (seed, offset).
         first_row: number of the first query row in the batch that the mask is drawn for: sequences of a batch that are
             computed apart have the mask of the batch.
+        offset_at: on a GPU, an array of one uint64 there that is added to offset, so that a captured CUDA graph can be
+            replayed with other masks.
         out: like q, receives the result.
 
     Returns:
@@ -169,6 +173,7 @@ def attention_forward(
         raise ValueError(f"window: got {window}, expected at least 1")
     check_rate("dropout", dropout)
     check_first_row(first_row)
+    check_offset_at(offset_at, q)
     if time_bias is not None:
         time_bias = checked_time_bias(time_bias, sizes["H"], q)
         if times is None:
@@ -182,7 +187,7 @@ def attention_forward(
     t = None if time_bias is None or times is None else contiguous(times).reshape(-1)
     s = t if key_times is None or t is None else contiguous(key_times).reshape(-1)
     scale = 1.0 / math.sqrt(sizes["D"]) if scale is None else float(scale)
-    mask = Dropout(dropout, seed, offset, first_row)
+    mask = Dropout(dropout, seed, offset, first_row, offset_at)
     log_normalizer = implementation(q, __package__).forward(q, k, v, scale, visibility, t, s, time_bias, mask, out)
     return out, AttentionSaved(q, k, v, out, log_normalizer, scale, visibility, t, s, time_bias, mask)
 

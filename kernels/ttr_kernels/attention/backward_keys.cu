@@ -33,9 +33,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
     const float* __restrict__ taus
 #endif
 #if TTR_DROPOUT
-    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1, unsigned first_counter
+    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1,
+    unsigned first_counter, const unsigned long long* __restrict__ offset_at
 #endif
 ) {
+#if TTR_DROPOUT
+  add_to_offset(offset_at, offset0, offset1);
+#endif
   TTR_DYN_SMEM(Element, shared);
   Element* const keys = shared;
   Element* const values = keys + KEYS * WIDTH;
@@ -47,6 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, row = int(threadIdx.x >> 5) * ROWS;
   const int kv_head = blockIdx.y, dim = int(head_dim), heads = int(gridDim.y) * int(group);
   const Sequence at(work, causal, window);
+  if (at.key_length == 0) return;
   const int count = min(KEYS, at.key_length - at.first);
   const int begin = at.first_query(at.first), end = at.last_query(at.first + count - 1);
   const int key_row = at.key_row + at.first;

@@ -28,9 +28,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     const float* __restrict__ taus
 #endif
 #if TTR_DROPOUT
-    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1, unsigned first_counter
+    , unsigned threshold, float keep_scale, unsigned key0, unsigned key1, unsigned offset0, unsigned offset1,
+    unsigned first_counter, const unsigned long long* __restrict__ offset_at
 #endif
 ) {
+#if TTR_DROPOUT
+  add_to_offset(offset_at, offset0, offset1);
+#endif
   TTR_DYN_SMEM(Element, shared);
   Element* const queries = shared;
   Element* const keys = queries + QUERIES * WIDTH;

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..common import packing
+from ..common.arena import outside
 from ..common.arrays import (
     BFLOAT16,
     FLOAT16,
@@ -233,22 +235,41 @@ def _time_arguments(
 def _dropout_arguments(dropout: Dropout, heads: int) -> list[Any]:
     if dropout.rate == 0:
         return []
-    return [keep_threshold(dropout.rate), 1 / (1 - dropout.rate), *dropout.key(heads)]
+    at: Any = 0 if dropout.offset_at is None else dropout.offset_at
+    return [keep_threshold(dropout.rate), 1 / (1 - dropout.rate), *dropout.key(heads), at]
 
 
 def _work_list(like: Array, visibility: Visibility, tile: int, by_keys: bool) -> Array:
-    q, k = visibility.query_offsets, visibility.key_offsets
+    """(tiles, 5) int32, see sequence.cuh; the tiles with the most visible pairs first."""
+    q, k, causal, window = (
+        visibility.query_offsets, visibility.key_offsets, visibility.causal, visibility.window,
+    )  # fmt: skip
+    fixed = packing.current()
+    if fixed is not None:
+        # Queries and keys are the same packed rows. Each sequence has at most one tile that is not full; what is added
+        # has no rows.
+        return fixed.get(
+            ("tiles", tile, by_keys, causal, window),
+            lambda cu_seqlens: _tiles(cu_seqlens, cu_seqlens, causal, window, tile, by_keys),
+            int(q[-1]) // tile + fixed.sequences,
+        )
     xp = array_module(like)
     device = None if xp is np else like.device.id  # type: ignore[attr-defined]
-    return _kept_work_list(q.tobytes(), k.tobytes(), visibility.causal, visibility.window, tile, by_keys, xp, device)
+    return _kept_work_list(q.tobytes(), k.tobytes(), causal, window, tile, by_keys, xp, device)
 
 
 @functools.lru_cache(maxsize=64)
 def _kept_work_list(
     query_offsets: bytes, key_offsets: bytes, causal: bool, window: int, tile: int, by_keys: bool, xp: Any, device: Any
 ) -> Array:
-    """(tiles, 5) int32, see sequence.cuh; the tiles with the most visible pairs first."""
     q, k = np.frombuffer(query_offsets, np.int64), np.frombuffer(key_offsets, np.int64)
+    with outside():
+        made: Array = xp.asarray(_tiles(q, k, causal, window, tile, by_keys))
+    return made
+
+
+def _tiles(q: Array, k: Array, causal: bool, window: int, tile: int, by_keys: bool) -> Array:
+    q, k = q.astype(np.int64), k.astype(np.int64)
     if max(q[-1], k[-1]) >= 2**31:
         raise ValueError(f"q: got {max(q[-1], k[-1])} rows in all, expected fewer than 2^31 on a GPU")
     lengths, key_lengths = np.diff(q), np.diff(k)
@@ -265,9 +286,8 @@ def _kept_work_list(
         begin = np.maximum(0, first + shift - window + 1) if window else 0
         end = np.minimum(key_lengths[n], last + shift + 1) if causal else key_lengths[n]
     order = np.argsort(-np.maximum(end - begin, 0), kind="stable")
-    rows = np.stack([q[n], lengths[n], k[n], key_lengths[n], first], axis=-1)[order].astype(INT32)
-    made: Array = xp.asarray(rows)
-    return made
+    rows: Array = np.stack([q[n], lengths[n], k[n], key_lengths[n], first], axis=-1)[order].astype(INT32)
+    return rows
 
 
 @functools.cache

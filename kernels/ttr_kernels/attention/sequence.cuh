@@ -2,7 +2,7 @@
 //
 // The work list has one row of five integers per tile of queries (forward, dq) or keys (dk, dv), in all sequences: the
 // first row of the sequence's queries and how many, the same for its keys, and where in the sequence the tile begins.
-// gpu.py sorts it, the longest work first.
+// gpu.py sorts it, the longest work first. A list of a fixed length ends with tiles of sequences without rows.
 #pragma once
 #include "device.cuh"
 

@@ -7,6 +7,9 @@ deaths in the same order find the same addresses, as a captured CUDA graph needs
 
 What the block is too small for is allocated as usual and counted in `misses`; the next step's block is as large as this
 step's would have had to be. So a batch of another shape than the last is no special case.
+
+Inside `with arena.everything():` on a GPU all that CuPy allocates comes from the block, its own temporary arrays too:
+what a captured graph works in stays where it is. Who makes an array to keep it beyond the step says `with outside():`.
 """
 
 from __future__ import annotations
@@ -75,6 +78,12 @@ class Arena:
         finally:
             _local.arena = before
 
+    @contextmanager
+    def everything(self) -> Iterator[None]:
+        """Inside, on a GPU, whatever CuPy allocates for this thread comes from the arena."""
+        with self.xp.cuda.using_allocator(self._pointer):
+            yield
+
     def reserve(self, capacity: int) -> None:
         """Let the block be of at least this size. Arrays in a smaller one keep that, and their parts of the new one
         stay unused until they are gone."""
@@ -91,26 +100,50 @@ class Arena:
         size = (dtype.itemsize * count + ALIGNMENT - 1) & -ALIGNMENT
         if size == 0:
             return self.xp.empty(shape, dtype)
-        while self._dead:
-            self._give_back(self._dead.popleft())
-        offset = self._take(size)
+        offset = self._place(size)
         if offset + size <= self.capacity:
             if self.poison:
                 self._fill(offset, size)
             array, owner = self._view(offset, shape, dtype)
         else:
             self.misses += 1
-            array = owner = self.xp.empty(shape, dtype)
-        lease = _Lease(owner, self._dead.append)
-        lease.offset, lease.size = offset, size
-        self._leases[offset] = lease
+            with outside():
+                array = owner = self.xp.empty(shape, dtype)
+        self._lease(owner, offset, size)
         return array
+
+    def _pointer(self, bytes_wanted: int) -> Any:
+        """Memory for CuPy."""
+        size = (max(bytes_wanted, 1) + ALIGNMENT - 1) & -ALIGNMENT
+        offset = self._place(size)
+        if offset + size <= self.capacity:
+            pointer, owner = _pointer_on_gpu(self.xp, self._block, offset, self.capacity)
+        else:
+            self.misses += 1
+            elsewhere = self.xp.get_default_memory_pool().malloc(size)
+            pointer, owner = _pointer_on_gpu(self.xp, elsewhere, 0, size)
+        self._lease(owner, offset, size)
+        return pointer
 
     def reset_peak(self) -> None:
         """Let `peak` begin anew from what lives."""
+        self.collect()
+        self.peak = self.live
+
+    def collect(self) -> int:
+        """Take back what has died; the bytes that live."""
         while self._dead:
             self._give_back(self._dead.popleft())
-        self.peak = self.live
+        return self.live
+
+    def _place(self, size: int) -> int:
+        self.collect()
+        return self._take(size)
+
+    def _lease(self, owner: Any, offset: int, size: int) -> None:
+        lease = _Lease(owner, self._dead.append)
+        lease.offset, lease.size = offset, size
+        self._leases[offset] = lease
 
     def _take(self, size: int) -> int:
         """Where a hole of at least this size begins, which is one no more, or smaller."""
@@ -186,14 +219,18 @@ class _Owner:
 
 def _on_gpu(xp: Any, capacity: int) -> tuple[Any, Callable[[int, Any, Any], tuple[Any, Any]]]:
     block = xp.cuda.alloc(capacity)
-    device, address = xp.cuda.Device().id, block.ptr
 
     def view(offset: int, shape: Any, dtype: Any) -> tuple[Any, Any]:
-        owner = _Owner(block)
-        memory = xp.cuda.UnownedMemory(address + offset, capacity - offset, owner, device)
-        return xp.ndarray(shape, dtype, xp.cuda.MemoryPointer(memory, 0)), owner
+        pointer, owner = _pointer_on_gpu(xp, block, offset, capacity)
+        return xp.ndarray(shape, dtype, pointer), owner
 
     return block, view
+
+
+def _pointer_on_gpu(xp: Any, block: Any, offset: int, capacity: int) -> tuple[Any, _Owner]:
+    owner = _Owner(block)
+    memory = xp.cuda.UnownedMemory(block.ptr + offset, capacity - offset, owner, xp.cuda.Device().id)
+    return xp.cuda.MemoryPointer(memory, 0), owner
 
 
 class _Local(threading.local):
@@ -206,3 +243,17 @@ _local = _Local()
 def current() -> Arena | None:
     """The arena that this thread's step takes from, if it is in one."""
     return _local.arena
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Inside, this thread's arrays are no step's: for what is made once and kept."""
+    before, _local.arena = _local.arena, None
+    try:
+        if before is None or before.xp is np:
+            yield
+        else:
+            with before.xp.cuda.using_allocator(before.xp.get_default_memory_pool().malloc):
+                yield
+    finally:
+        _local.arena = before

@@ -13,7 +13,7 @@ import operator
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, check, on_gpu
 
 MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 WEYL = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
@@ -55,3 +55,14 @@ def check_first_row(first_row: int) -> None:
     """Raise ValueError unless 0 <= first_row."""
     if first_row < 0:
         raise ValueError(f"first_row: got {first_row}, expected the number of a row, from 0")
+
+
+def check_offset_at(offset_at: Array | None, like: Array) -> None:
+    """Raise ValueError or TypeError unless it is None, or on a GPU an array of one uint64 there."""
+    if offset_at is None:
+        return
+    if not on_gpu(like):
+        raise ValueError("offset_at: got an array, expected None on the CPU")
+    check(like=(like, "..."), offset_at=(offset_at, "...", [np.dtype(np.uint64)]))
+    if offset_at.size != 1:
+        raise ValueError(f"offset_at: got shape {offset_at.shape}, expected one number")

@@ -22,6 +22,7 @@ from ..common.arrays import (
     check_parameter_gradient,
     empty,
     implementation,
+    is_array,
     on_gpu,
     takes_cuda_arrays,
 )
@@ -61,7 +62,7 @@ class LinearCrossEntropySaved:
     dx: Array | None  # (rows, C) like x; None without gradients
     dweight: Array | None  # (V, C) float32
     dbias: Array | None  # (V,) float32
-    gradient_scale: float = 1.0
+    gradient_scale: Any = 1.0  # a number, or on a GPU an array of one
 
 
 @takes_cuda_arrays
@@ -118,7 +119,7 @@ def linear_cross_entropy_forward(
     z_loss: float = 0.0,
     rows_per_chunk: int | None = None,
     gradients: bool = True,
-    gradient_scale: float = 1.0,
+    gradient_scale: Any = 1.0,
 ) -> tuple[Any, LinearCrossEntropySaved]:
     """Mean cross-entropy of the logits x Wᵀ + b, chunk by chunk of rows.
 
@@ -133,7 +134,8 @@ def linear_cross_entropy_forward(
         rows_per_chunk: default: as many as make logits of 2^20 elements, on a GPU 2^26.
         gradients: False computes losses alone (evaluation).
         gradient_scale: kept gradients are multiplied by this before they are rounded to the dtype of x. A mean over
-            thousands of rows has gradients that float16 cannot hold; with the dloss of the backward here, it can.
+            thousands of rows has gradients that float16 cannot hold; with the dloss of the backward here, it can. On a
+            GPU it may be an array of one number there.
     """
     check(x=(x, "rows C"), weight=(weight, "V C"), bias=(bias, "V"), targets=(targets, "rows", INTEGERS))
     check_parameter("weight", weight, x.dtype)
@@ -150,7 +152,8 @@ def linear_cross_entropy_forward(
         raise ValueError(f"rows_per_chunk: got {rows}, expected at least 1")
     from .chunked import run
 
-    return run(x, weight, bias, targets, smoothing, count, rows, gradients, float(gradient_scale))
+    scale = gradient_scale if on_gpu(x) and is_array(gradient_scale) else float(gradient_scale)
+    return run(x, weight, bias, targets, smoothing, count, rows, gradients, scale)
 
 
 @takes_cuda_arrays
@@ -168,7 +171,7 @@ def linear_cross_entropy_backward(
     """
     if saved.dx is None or saved.dweight is None:
         raise ValueError("saved: the forward ran with gradients=False")
-    if saved.gradient_scale != 1.0:
+    if is_array(saved.gradient_scale) or saved.gradient_scale != 1.0:
         dloss = dloss / saved.gradient_scale
     dx = saved.dx if dx is None else check_out("dx", dx, saved.dx.shape, saved.dx.dtype, saved.dx)
     dweight = check_parameter_gradient("dweight", dweight, saved.dweight.shape, dx.dtype, dx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..common.arrays import FLOAT32, FLOAT64, INT32, Array, contiguous, empty, implementation, on_gpu, zeros
+from ..common.arrays import FLOAT32, FLOAT64, INT32, Array, contiguous, empty, implementation, is_array, on_gpu, zeros
 from ..matmul import linear, matmul
 from . import CrossEntropySaved, LinearCrossEntropySaved, Smoothing
 
@@ -13,7 +13,7 @@ _CLASSES = 64  # a GPU works on a multiple of this
 
 def run(
     x: Array, weight: Array, bias: Array | None, targets: Array, options: Smoothing, count: Any, chunk: int,
-    gradients: bool, gradient_scale: float,
+    gradients: bool, gradient_scale: Any,
 ) -> tuple[Any, LinearCrossEntropySaved]:  # fmt: skip
     """The loss, and (with `gradients`) dx, dweight and dbias for an upstream gradient of `gradient_scale`."""
     module = implementation(x, __package__)
@@ -35,7 +35,7 @@ def run(
         block = linear(x[part], weight, bias, out=logits[: part.stop - begin])
         # The logits become their own gradient.
         logit, target = block[:, :classes], targets[part]
-        at_once = gradients and gradient_scale == 1.0
+        at_once = gradients and not is_array(gradient_scale) and gradient_scale == 1.0
         module.losses_and_gradient(logit, target, options, count, losses[part], best[part], at_once)
         if gradients and not at_once:
             _, row_losses, normalizer = module.forward(logit, target, options, count)

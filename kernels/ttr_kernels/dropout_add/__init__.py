@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.arrays import Array, check, check_out, check_same_dtype, implementation, takes_cuda_arrays
-from ..common.philox import check_first_row, check_rate
+from ..common.philox import check_first_row, check_offset_at, check_rate
 from .reference import kept_elements
 
 
@@ -24,6 +24,7 @@ class DropoutAddSaved:
     seed: int
     offset: int
     first_row: int = 0
+    offset_at: Array | None = None
 
 
 @takes_cuda_arrays
@@ -35,6 +36,7 @@ def dropout_add_forward(
     seed: int = 0,
     offset: int = 0,
     first_row: int = 0,
+    offset_at: Array | None = None,
     out: Array | None = None,
 ) -> tuple[Array, DropoutAddSaved]:
     """y = residual + keep · x / (1 − rate), or without a residual plain inverted dropout.
@@ -45,6 +47,8 @@ def dropout_add_forward(
         rate: probability of dropping an element, 0 <= rate < 1; 0 draws no random numbers.
         seed, offset: 64-bit; no two masks of a run may share both.
         first_row: number of x's first row (its last axis is one) in the array that the mask is drawn for, from 0.
+        offset_at: on a GPU, an array of one uint64 there that is added to offset, so that a captured CUDA graph can be
+            replayed with other masks.
         out: like x; may be x or residual.
 
     Raises:
@@ -56,9 +60,11 @@ def dropout_add_forward(
         raise ValueError(f"residual: got shape {residual.shape}, expected {x.shape} like x")
     check_rate("rate", rate)
     check_first_row(first_row)
+    check_offset_at(offset_at, x)
     out = check_out("out", out, x.shape, dtype, x)
-    implementation(x, __package__).apply(x, residual, rate, seed, offset, first_row * x.shape[-1], out)
-    return out, DropoutAddSaved(rate, seed, offset, first_row)
+    saved = DropoutAddSaved(rate, seed, offset, first_row, offset_at)
+    _apply(x, residual, saved, out)
+    return out, saved
 
 
 @takes_cuda_arrays
@@ -66,9 +72,14 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved, *, dx: Array | None 
     """The gradient of x, keep · dy / (1 − rate); that of residual is dy itself. dx is *written*; it may be dy."""
     check(dy=(dy, "... C"))
     dx = check_out("dx", dx, dy.shape, dy.dtype, dy)
-    first = saved.first_row * dy.shape[-1]
-    implementation(dy, __package__).apply(dy, None, saved.rate, saved.seed, saved.offset, first, dx)
+    _apply(dy, None, saved, dx)
     return dx
+
+
+def _apply(x: Array, residual: Array | None, mask: DropoutAddSaved, out: Array) -> None:
+    arguments = x, residual, mask.rate, mask.seed, mask.offset, mask.first_row * x.shape[-1], out
+    further = () if mask.offset_at is None else (mask.offset_at,)
+    implementation(x, __package__).apply(*arguments, *further)
 
 
 def dropout_mask(shape: tuple[int, ...], *, rate: float, seed: int = 0, offset: int = 0, first_row: int = 0) -> Array:

@@ -11,10 +11,12 @@ static_assert(GROUP % 4 == 0, "a call of Philox decides on four elements");
 // arrays begin at multiples of 16 bytes, and mask_first is a multiple of 4.
 extern "C" __global__ void __launch_bounds__(256) dropout_add(
     const T* x, const T* residual, T* y, long long size, long long mask_first, long long aligned, unsigned threshold,
-    float scale, unsigned key_low, unsigned key_high, unsigned offset_low, unsigned offset_high) {
+    float scale, unsigned key_low, unsigned key_high, unsigned offset_low, unsigned offset_high,
+    const unsigned long long* offset_at) {
   // The first group begins with the call of Philox that decides on x[0], and so up to three elements before it.
   const long long group = (long long)blockIdx.x * 256 + threadIdx.x, first = group * GROUP - (mask_first & 3);
   if (first >= size) return;
+  add_to_offset(offset_at, offset_low, offset_high);
   const bool whole = aligned && first + GROUP <= size;
   const auto is_there = [=](int j) { return (unsigned long long)(first + j) < (unsigned long long)size; };
   float values[GROUP], others[GROUP];

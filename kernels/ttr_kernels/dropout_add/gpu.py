@@ -13,7 +13,10 @@ _SOURCE = Path(__file__).with_name("dropout_add.cu")
 _THREADS = 256
 
 
-def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int, first: int, out: Array) -> None:
+def apply(
+    x: Array, residual: Array | None, rate: float, seed: int, offset: int, first: int, out: Array,
+    offset_at: Array | None = None,
+) -> None:  # fmt: skip
     result = out if out.flags.c_contiguous else empty(out.shape, out.dtype, out)
     inputs = [contiguous(array) for array in (x, residual) if array is not None]
     group = 16 // x.itemsize
@@ -25,7 +28,7 @@ def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int,
     _kernel(x.dtype).launch(
         x, (-(-(x.size + skipped) // (group * _THREADS)),), (_THREADS,),
         (*pointers, result, x.size, first, aligned, keep_threshold(rate), 1.0 / (1.0 - rate),
-         *key_and_offset(seed, offset)),
+         *key_and_offset(seed, offset), 0 if offset_at is None else offset_at),
     )  # fmt: skip
     if result is not out:
         out[...] = result

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ttr_kernels.common import arrays
-from ttr_kernels.common.arena import ALIGNMENT, Arena, current
+from ttr_kernels.common.arena import ALIGNMENT, Arena, current, outside
 from ttr_kernels.common.cuda.launch import address
 
 
@@ -177,3 +177,40 @@ def test_a_forked_child_writes_to_its_own(arena):
             os._exit(int(x.sum()))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
         assert not x.any()
+
+
+def test_on_a_gpu_everything_may_come_from_the_arena_but_what_is_kept(cupy):
+    arena = Arena(cupy, capacity=1 << 16)
+    x = cupy.arange(8, dtype=np.float32)
+    begin, end = arena._block.ptr, arena._block.ptr + arena.capacity
+
+    def is_inside(array):
+        return begin <= address(array) < end
+
+    with arena.step():
+        assert not is_inside(x + 1)
+        with arena.everything():
+            temporary, view = x + 1, (x * 2)[3:]
+            made = arrays.empty(5, np.float32, x)
+            with outside():
+                kept = [cupy.zeros(4), arrays.zeros(4, np.float32, x)]
+    assert all(map(is_inside, (temporary, view, made)))
+    assert not any(map(is_inside, kept))
+    assert len({address(temporary), address(view), address(made)}) == 3
+    np.testing.assert_array_equal(temporary.get(), np.arange(1, 9))
+    del temporary, made
+    assert arena.collect() == ALIGNMENT
+    del view
+    assert arena.collect() == 0
+
+
+def test_on_a_gpu_what_does_not_fit_is_allocated_and_counted(cupy):
+    arena = Arena(cupy, capacity=1)  # a page
+    with arena.step(), arena.everything():
+        large = cupy.zeros(arena.capacity, np.float32)
+        also = arrays.zeros(arena.capacity, np.float32, large)
+    assert arena.misses == 2
+    assert not large.get().any()
+    assert not also.get().any()
+    with arena.step():
+        assert arena.capacity >= 2 * large.nbytes

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arena import outside
 from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, contiguous
 from .launch import address, executor_of
 
@@ -136,7 +137,8 @@ class _Handle:
         self.value = cublas.create()
         # 16-bit results are rounded once, from a sum in float32, however cuBLAS splits it.
         cublas.set_math_mode(self.value, cublas.Math.DISALLOW_REDUCED_PRECISION_REDUCTION)
-        self._workspace = cupy.empty(WORKSPACE_BYTES, np.uint8)
+        with outside():
+            self._workspace = cupy.empty(WORKSPACE_BYTES, np.uint8)
         self._stream: int | None = None
 
     def use_stream(self, stream: int) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import arrays
+from ..arena import outside
 from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
 from ..cache import cache_root
 
@@ -250,7 +251,8 @@ def scratch(like: Array, shape: tuple[int, ...], dtype: DType, purpose: str) -> 
         count *= size
     buffer: Array | None = _scratch.buffers.get(key)
     if buffer is None or buffer.size < count:
-        buffer = _scratch.buffers[key] = xp.empty(max(count, 1), dtype)
+        with outside():
+            buffer = _scratch.buffers[key] = xp.empty(max(count, 1), dtype)
     return buffer[:count].reshape(shape)
 
 

@@ -20,5 +20,14 @@ __device__ __forceinline__ u4 philox(
   return u4{{c0, c1, c2, c3}};
 }
 
+// `offset_at` holds a number that is added to the offset, or is null: so that a captured graph can be replayed with others.
+__device__ __forceinline__ void add_to_offset(
+    const unsigned long long* offset_at, unsigned& offset_low, unsigned& offset_high) {
+  if (!offset_at) return;
+  const unsigned long long sum = ((unsigned long long)offset_high << 32 | offset_low) + *offset_at;
+  offset_low = (unsigned)sum;
+  offset_high = (unsigned)(sum >> 32);
+}
+
 // An element is kept iff its word is at least the threshold of common/philox.py:keep_threshold.
 __device__ __forceinline__ bool is_kept(unsigned word, unsigned threshold) { return word >= threshold; }
