@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 LOCK := requirements-dev.lock
 RUN ?= runs/stackoverflow
 TESTS ?= -n auto
+GPU ?= gpu
 
-.PHONY: help train test lint bench docs clean
+.PHONY: help train test lint bench gpu docs clean
 help:
 	@echo "make train   install, preprocess the shipped events, train on them, compare with n-grams (about 3 minutes)"
 	@echo "make test    install, run the tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   time every kernel, and a training step beside PyTorch's if it is installed"
+	@echo "make gpu     on a machine with a GPU: its tests, the layouts of fragments first, and figures (GPU=gpu-cuda12)"
 	@echo "make docs    check that the code in README.md and docs/ runs"
 	@echo "make clean   remove $(VENV), data sets, runs and caches of this folder"
 	@echo "PYTHON=python3.11 chooses the interpreter (3.11 or newer)"
@@ -36,6 +38,12 @@ lint: $(BIN)/.dev
 bench: $(BIN)/.dev
 	$(BIN)/ttr-gpu bench kernels
 	$(BIN)/python -m benchmarks step
+
+gpu:
+	@nvidia-smi -L 2>/dev/null || { echo "make gpu: no GPU or no NVIDIA driver (nvidia-smi): see docs/BUILD_GPU.md"; exit 2; }
+	@$(MAKE) --no-print-directory $(BIN)/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,nvrtc,$(GPU)]" --constraint $(LOCK)
+	$(BIN)/python -m benchmarks gpu
 
 docs: $(BIN)/.dev
 	$(BIN)/python -m pytest tests/test_documentation.py

@@ -9,6 +9,7 @@ from .data import data
 from .decode import decode
 from .distributed import distributed
 from .event_training import events
+from .gpu import gpu
 from .kernels import kernels
 from .netns import netns
 from .point_processes import point_processes
@@ -41,6 +42,7 @@ main.add_command(serve)
 main.add_command(kernels)
 main.add_command(scaling)
 main.add_command(startup)
+main.add_command(gpu)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")
