@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 from llvmlite.binding import get_host_cpu_features
+from numba.core import config
 
 from ..common.arrays import Array
 from ..common.compilation import jit, jit_within
@@ -55,9 +56,13 @@ _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 
 @functools.cache
 def is_possible() -> bool:
-    """Whether this processor has the matrix unit, and the system lets this process use it."""
+    """Whether this processor has the matrix unit, kernels are compiled for it, and the system lets this process use
+    it."""
     features = get_host_cpu_features()
     if platform.system() != "Linux" or not (features.get("amx-bf16") and features.get("avx512bw")):
+        return False
+    # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES: LLVM ends the process at an instruction that its target does not have.
+    if config.CPU_NAME is not None or not (config.CPU_FEATURES is None or "+amx-bf16" in config.CPU_FEATURES):
         return False
     granted: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA)
     return granted == 0

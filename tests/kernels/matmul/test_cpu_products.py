@@ -157,6 +157,15 @@ def test_split_products_use_all_parts(monkeypatch):
         assert (matmul(left, right) == number).all()
 
 
+@needs_tiles
+@pytest.mark.parametrize(("name", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "+avx2")])
+def test_no_tiles_where_kernels_are_compiled_for_another_processor(name, value, monkeypatch):
+    possible = split_sgemm.is_possible.__wrapped__
+    assert possible()
+    monkeypatch.setattr(split_sgemm.config, name, value)
+    assert not possible()
+
+
 def test_who_multiplies_float32(monkeypatch):
     choose = cpu.float32_products.__wrapped__
     monkeypatch.setattr(split_sgemm, "is_possible", lambda: False)
