@@ -25,7 +25,8 @@ _BYTE, _WORD, _LANE, _HALF = ir.IntType(8), ir.IntType(64), ir.IntType(32), ir.I
 _VECTOR, _LANES = ir.VectorType(ir.FloatType(), TILE), ir.VectorType(ir.IntType(32), TILE)
 _HALVES = ir.VectorType(_HALF, 2 * TILE)
 _ROUND, _UPPER = ir.Constant(_LANES, [0x8000] * TILE), ir.Constant(_LANES, [0xFFFF0000] * TILE)
-_EXPONENT = ir.Constant(_LANES, [0x7F800000] * TILE)
+# Of a number without its sign: from here on it is rounded to infinity, is that, or NaN.
+_MAGNITUDE, _TOO_LARGE = ir.Constant(_LANES, [0x7FFFFFFF] * TILE), ir.Constant(_LANES, [0x7F7F8000] * TILE)
 # (part of A, part of B), from small products to large; neighbours share a part, so that half of the loads are saved.
 _PRODUCTS = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
 
@@ -123,6 +124,8 @@ def tiles_product(context: Any, c: Any, c_down: Any, a: Any, b: Any, steps: Any)
 
 def _parts(builder: Any, x: Any) -> tuple[list[Any], Any]:
     """x as a sum of three numbers of 8 bits each, as words whose upper half is the bfloat16; and which x have none."""
+    magnitude = builder.and_(builder.bitcast(x, _LANES), _MAGNITUDE)
+    without = builder.icmp_unsigned(">=", magnitude, _TOO_LARGE)
     parts = []
     for part in range(3):
         # Rounded to nearest, ties away from zero: what is left is exact and has 8 bits less.
@@ -130,7 +133,7 @@ def _parts(builder: Any, x: Any) -> tuple[list[Any], Any]:
         parts.append(word)
         if part < 2:
             x = builder.fsub(x, builder.bitcast(word, _VECTOR))
-    return parts, builder.icmp_unsigned("==", builder.and_(parts[0], _EXPONENT), _EXPONENT)
+    return parts, without
 
 
 def _split(pack: Any) -> Any:
