@@ -54,7 +54,7 @@ def startup(repeats: int, output: Path | None, compare: Path | None) -> None:
     python = (sys.executable, "-c")
     with tempfile.TemporaryDirectory() as folder:
         data, runs = Path(folder) / "data.zarr", Path(folder) / "runs"
-        subprocess.run([*COMMAND, "preprocess", str(EVENTS), str(data)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*COMMAND, "preprocess", str(EVENTS), "-o", str(data)], check=True, stdout=subprocess.DEVNULL)
         measured: list[tuple[str, Callable[[], float], int]] = [
             ("python alone", lambda: _seconds(*python, "pass"), repeats),
             ("import ttr_kernels", lambda: _seconds(*python, "import ttr_kernels"), repeats),
