@@ -64,7 +64,9 @@ class Contender:
             answer = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join(5)
-            raise RuntimeError(f"{self.name}: its process ended with code {self._process.exitcode}") from None
+            code = self._process.exitcode
+            why = ", as if memory had run out: choose fewer sides, which are all there at once" if code == -9 else ""
+            raise RuntimeError(f"{self.name}: its process ended with code {code}{why}") from None
         if isinstance(answer, str):
             raise RuntimeError(f"{self.name}:\n{answer}")
         return [Call(*call) for call in answer]
