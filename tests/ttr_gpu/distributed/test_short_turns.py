@@ -2,11 +2,14 @@
 
 import os
 import platform
+import re
 import threading
 
 import pytest
 
 from ttr_gpu.distributed.short_turns import ask_for_short_turns
+
+HEEDED = [int(number) for number in re.findall(r"\d+", platform.release())[:2]] >= [6, 12]
 
 
 @pytest.mark.skipif(platform.system() != "Linux" or platform.machine() != "x86_64", reason="Linux on x86-64")
@@ -22,11 +25,12 @@ def test_short_turns_are_asked_for_by_one_thread_alone():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found["taken"]
-    if found["turn"] is not None:  # the kernel says what it made of it
-        assert found["turn"] == pytest.approx(0.1)
     assert found["nice"] == os.getpriority(os.PRIO_PROCESS, 0)
     assert turn_of(threading.get_native_id()) == before
+    if not found["taken"]:
+        pytest.skip("sched_setattr is not allowed here")
+    if found["turn"] is not None and HEEDED:  # the kernel says what it made of it
+        assert found["turn"] == pytest.approx(0.1)
 
 
 def turn_of(thread):
