@@ -30,6 +30,8 @@ def types_follow_calendar(train: Split, validation: Split, types: int) -> bool:
         train, validation: splits of events.
         types: size of the vocabulary.
     """
+    if types < 2:
+        return False
     known, times = _after_another(train)
     asked, moments = _after_another(validation)
     if not len(known) or not len(asked):

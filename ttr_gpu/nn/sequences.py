@@ -79,6 +79,7 @@ class Sequences:
         fixed = packing.current()
         if fixed is not None:
             return fixed.get("positions", _positions, self.total)
+        # By the method, not by `_there`: a continued sequence counts the positions before, too.
         rows: Array = array_module(self.times).asarray(self.positions())
         return rows
 

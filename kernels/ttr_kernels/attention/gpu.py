@@ -241,9 +241,8 @@ def _dropout_arguments(dropout: Dropout, heads: int) -> list[Any]:
 
 def _work_list(like: Array, visibility: Visibility, tile: int, by_keys: bool) -> Array:
     """(tiles, 5) int32, see sequence.cuh; the tiles with the most visible pairs first."""
-    q, k, causal, window = (
-        visibility.query_offsets, visibility.key_offsets, visibility.causal, visibility.window,
-    )  # fmt: skip
+    q, k = visibility.query_offsets, visibility.key_offsets
+    causal, window = visibility.causal, visibility.window
     fixed = packing.current()
     if fixed is not None:
         # Queries and keys are the same packed rows. Each sequence has at most one tile that is not full; what is added

@@ -60,13 +60,13 @@ def lane_sums(builder: Any, vectors: list[Any]) -> Any:
     return vectors[0]
 
 
-def fetch_later(builder: Any, pointer: Any) -> None:
+def fetch_later(builder: Any, pointer: Any, *, to_write: bool = False) -> None:
     """Begin to bring the cache line at this address closer; nothing waits for it, and a wrong address does no harm."""
     byte = ir.IntType(8).as_pointer()
     function = builder.module.declare_intrinsic(
         "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, _INDEX, _INDEX, _INDEX])
     )
-    builder.call(function, [builder.bitcast(pointer, byte), _INDEX(0), _INDEX(3), _INDEX(1)])
+    builder.call(function, [builder.bitcast(pointer, byte), _INDEX(int(to_write)), _INDEX(3), _INDEX(1)])
 
 
 @intrinsic

@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ..common.vectors import fetch_later
+
 # Rows (or columns) of a tile, and of a block of C: two tiles each way, which with A's and B's are all there are.
 TILE, BLOCK = 16, 32
 # Of one step along k: so many elements, in three parts of two tiles.
@@ -32,10 +34,7 @@ _PRODUCTS = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
 
 
 def _instruction(builder: Any, name: str, *arguments: Any) -> None:
-    _call(builder, f"llvm.x86.{name}", *arguments)
-
-
-def _call(builder: Any, name: str, *arguments: Any) -> None:
+    name = f"llvm.x86.{name}"
     function = builder.module.globals.get(name)
     if function is None:
         kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
@@ -75,8 +74,7 @@ def prefetch_row(context: Any, address: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         for line in range(0, 4 * BLOCK, 64):
-            at = _pointer(builder, builder.add(arguments[0], _WORD(line)))
-            _call(builder, "llvm.prefetch.p0", at, _LANE(1), _LANE(3), _LANE(1))
+            fetch_later(builder, _pointer(builder, builder.add(arguments[0], _WORD(line))), to_write=True)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
