@@ -57,7 +57,7 @@ def make_ours(threads: int, precision: str, batch: int, position: int) -> Callab
     past = np.array([tokens(at) for at in range(position)]).T.reshape(-1)
     starts = position * np.arange(batch + 1, dtype=np.int32)
     model.prefill(past, times.reshape(-1), starts, cache)
-    return _steps(lambda *step: model.decode_step(*step, cache), tokens, position, times[:, -1])
+    return _steps(lambda token, time: model.decode_step(token, time, cache), tokens, position, times[:, -1])
 
 
 def make_peer(threads: int, precision: str, batch: int, position: int) -> Callable[[], list[float]]:

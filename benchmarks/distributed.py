@@ -8,6 +8,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,8 @@ def _bandwidth(communicator: Any, mpi: Any, rounds: int) -> list[dict[str, float
             communicator.wait()
 
         contenders: dict[str, Callable[[], Any]] = {
-            "ours": lambda array=array: communicator.all_reduce(array),
-            "plain": lambda array=array: mpi.COMM_WORLD.Allreduce(mpi.IN_PLACE, array, mpi.SUM),
+            "ours": partial(communicator.all_reduce, array),
+            "plain": partial(mpi.COMM_WORLD.Allreduce, mpi.IN_PLACE, array, mpi.SUM),
             "background": background,
         }  # fmt: skip
         seconds: dict[str, list[float]] = {name: [] for name in contenders}

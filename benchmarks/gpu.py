@@ -41,6 +41,12 @@ TESTS = {
 BIASES = ("none", "linear", "log")
 
 
+class NoGpu(click.ClickException):
+    """As for a wrong argument, which another run would not mend."""
+
+    exit_code = 2
+
+
 @click.command()
 @click.option("--only", type=click.Choice(["tests", "figures"]), help="Default: both.")
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="The median counts.")
@@ -53,9 +59,7 @@ def gpu(only: str | None, repeats: int, output: Path | None) -> None:
         backend = choose_backend("gpu")
     except UserError as error:
         what = str(error).removeprefix("--device: got gpu, but ").removesuffix("; or use --device cpu")
-        refusal = click.ClickException(f"there is no GPU to run on: {what}")
-        refusal.exit_code = 2
-        raise refusal from None
+        raise NoGpu(f"there is no GPU to run on: {what}") from None
     facts = gpu_facts(backend)
     for name, value in facts.items():
         print(f"{name:<11} {value}")

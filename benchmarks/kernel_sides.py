@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from .harness import as_the_trainer_computes
+
+
+class AdamWRates(TypedDict):
+    """What every side's AdamW is given."""
+
+    learning_rate: float
+    weight_decay: float
+
 
 NUMPY, COPY = "NumPy", "copy"
 # Attention over more positions than the tests' table: (sequences, length).
@@ -19,7 +27,7 @@ PEERS = ("attention", "cross_entropy", "linear_cross_entropy", "geglu", "rms_nor
          "embedding", "matmul", "adamw")  # fmt: skip
 # Parameters of an AdamW step: those of the preset `tiny`.
 PARAMETERS = 6_300_000
-ADAMW = {"learning_rate": 1e-3, "weight_decay": 0.1}
+ADAMW: AdamWRates = {"learning_rate": 1e-3, "weight_decay": 0.1}
 # Turns in which everything is timed, however long it takes.
 LEAST = 3
 # A part's name, and what does it.

@@ -6,6 +6,7 @@ import json
 import signal
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _work(rounds: int, limits: list[int | None], preset: str) -> None:
             turn: dict[str, Any] = {"sums": measured_sums(CPU, communicator, calls=2, size=_SUM)}
             for mode in _MODES:
                 communicator.barrier()
-                turn[mode] = slowest(communicator, timed(lambda mode=mode: step(mode)))
+                turn[mode] = slowest(communicator, timed(partial(step, mode)))
             # Both at once, as they compute; sums between the hosts apart, as they are above.
             turn["rates"] = measured_rates(step.config, CPU, communicator, calls=1)
             found.append(turn)

@@ -105,7 +105,8 @@ class Results:
     def mean(self, name: str, seeds: list[int], figure: str) -> float | None:
         """Of a figure over the seeds; None if one of them has none."""
         values = [self.of(name, seed).get(figure) for seed in seeds]
-        return None if None in values else statistics.fmean(values)
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if len(known) == len(values) else None
 
     def print_summary(self, names: list[str], seeds: list[int]) -> None:
         """Means over the splits."""
@@ -162,11 +163,15 @@ def train_and_test(
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     checkpoint = open_checkpoint(find_checkpoint(folder / "run", best=True))
     model, length = checkpoint.load_model(), max(len(times) for times in events.times)
-    dataset, sizes = open_dataset(path), {"tokens_per_batch": max(length, 2048), "max_length": length}
-    figures = {part: evaluate_split(model, dataset.split(part), **sizes).time_nll for part in ("validation", "test")}
+    dataset, batch = open_dataset(path), max(length, 2048)
+    figures = {
+        part: evaluate_split(model, dataset.split(part), tokens_per_batch=batch, max_length=length).time_nll
+        for part in ("validation", "test")
+    }
     if (step := dataset.gap.get("grid")) is not None:
         # The plain likelihood can be driven up by log-normals on the grid's points; this one cannot.
-        gaps = evaluate_in_detail(model, dataset.split("test"), **sizes, step=step).gaps
+        test = dataset.split("test")
+        gaps = evaluate_in_detail(model, test, tokens_per_batch=batch, max_length=length, step=step).gaps
         figures["dequantised"] = None if gaps is None else gaps.dequantised_nll
     shutil.rmtree(folder)
     return {

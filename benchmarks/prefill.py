@@ -10,9 +10,11 @@ from typing import Any
 import click
 import numpy as np
 
-from .decode import MODEL, OURS, PEER, check_agreement
+from .decode import MODEL, check_agreement
 from .harness import Contender, Spread, as_the_trainer_computes, machine, ratio, result_file, take_turns, write_result
 from .step import find_packages
+from .step_sides import EAGER as PEER
+from .step_sides import OURS
 
 # Sequences and positions of each: one prompt as long as the window, and several.
 SHAPES = ((1, 512), (8, 512))

@@ -42,7 +42,7 @@ class RankStep:
 
     def __init__(self, communicator: Communicator, preset: str) -> None:
         as_the_trainer_computes(1)
-        shape = Shape("", ModelConfig(vocabulary_size=4096, **PRESETS[preset]), (256,) * 8)  # type: ignore[arg-type]
+        shape = Shape("", ModelConfig(vocabulary_size=4096, **PRESETS[preset]), (256,) * 8)
         train = TrainConfig(lr=1e-5, tokens_per_batch=8 * 256, max_length=256)
         self.config = RunConfig(model=shape.model, train=train)
         self._model, self._batch = TransformerModel(shape.model), shape.batch()

@@ -25,6 +25,11 @@ class Batch:
     cu_seqlens: np.ndarray[Any, Any]
     targets: np.ndarray[Any, Any]
 
+    @property
+    def target_times(self) -> np.ndarray[Any, Any]:
+        """Of any value: these models do not predict times."""
+        return self.times
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -47,7 +52,7 @@ class Shape:
 def shape(name: str, precision: str = "float32") -> Shape:
     """The shape of this name, in this precision."""
     description, preset, vocabulary, lengths = _SHAPES[name]
-    model = ModelConfig(vocabulary_size=vocabulary, precision=precision, **PRESETS[preset])  # type: ignore[arg-type]
+    model = ModelConfig.model_validate({"vocabulary_size": vocabulary, "precision": precision, **PRESETS[preset]})
     return Shape(description, model, lengths or _lengths_of_events())
 
 

@@ -74,7 +74,7 @@ def make_peer(shape_name: str, precision: str, threads: int, compiled: bool) -> 
     model = torch_model.TorchModel(worked_on.model, recompute=shape_name == "long")
     torch_model.load_weights(model, TransformerModel(worked_on.model))
     optimizer = torch_model.make_optimizer(
-        model, lr=TRAIN.lr, betas=(TRAIN.beta1, TRAIN.beta2), eps=TRAIN.eps, weight_decay=TRAIN.weight_decay
+        model, lr=TRAIN.lr or 0.0, betas=(TRAIN.beta1, TRAIN.beta2), eps=TRAIN.eps, weight_decay=TRAIN.weight_decay
     )
     batch = torch_model.padded(worked_on.batch())
     loss = torch.compile(model) if compiled else model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -126,10 +126,19 @@ class ModelConfig(BaseModel):
         return self.embed_dim // self.num_heads
 
 
-# What a preset fixes; everything else keeps its default. With GPT-2's vocabulary of 50,257 `gpt2` has its 124 M
-# parameters and `gpt2-xl` the 1.56 B of its largest: a gated feed-forward has three matrices, so it is two thirds as
-# wide.
-PRESETS: dict[str, dict[str, object]] = {
+class Preset(TypedDict):
+    """What a preset fixes of a `ModelConfig`."""
+
+    embed_dim: int
+    hidden_dim: int
+    num_layers: int
+    num_heads: int
+    tied_head: NotRequired[bool]
+
+
+# Everything else keeps its default. With GPT-2's vocabulary of 50,257 `gpt2` has its 124 M parameters and `gpt2-xl` the
+# 1.56 B of its largest: a gated feed-forward has three matrices, so it is two thirds as wide.
+PRESETS: dict[str, Preset] = {
     "pico": {"embed_dim": 32, "hidden_dim": 128, "num_layers": 2, "num_heads": 4},
     "nano": {"embed_dim": 64, "hidden_dim": 256, "num_layers": 2, "num_heads": 4},
     "tiny": {"embed_dim": 256, "hidden_dim": 1024, "num_layers": 4, "num_heads": 8},

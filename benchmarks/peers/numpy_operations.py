@@ -55,7 +55,7 @@ def cross_entropy(logits: Array, targets: Array) -> Result:
     total = p.sum(axis=-1)
 
     def backward(dy: Any) -> Array:
-        gradient = p / total[:, None]
+        gradient: Array = p / total[:, None]
         gradient[rows, targets] -= 1
         gradient *= np.float32(dy / len(targets))
         return gradient
@@ -97,7 +97,8 @@ def _erf(x: Array) -> Array:
     t = 1 / (1 + np.float32(0.3275911) * np.abs(x))
     a = [np.float32(c) for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
     y = ((((a[0] * t + a[1]) * t + a[2]) * t + a[3]) * t + a[4]) * t
-    return np.copysign(1 - y * np.exp(-x * x), x)
+    signed: Array = np.copysign(1 - y * np.exp(-x * x), x)
+    return signed
 
 
 def rms_norm(x: Array, weight: Array, eps: float, residual: Array | None = None) -> Result:

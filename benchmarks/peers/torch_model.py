@@ -7,7 +7,7 @@ the same, so that `load_weights` can take ours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from ttr_gpu.backend import PackedTokens
 from ttr_gpu.config import ModelConfig
 from ttr_gpu.model import TransformerModel
+
+Given = TypeVar("Given")  # what a model's forward reads
 
 
 class Batch(NamedTuple):
@@ -235,8 +237,8 @@ def make_optimizer(
 
 
 def training_step(
-    model: TorchModel, optimizer: torch.optim.Optimizer, batch: Batch, max_norm: float, *,
-    loss: Callable[[Batch], Tensor] | None = None, bfloat16: bool = False,
+    model: TorchModel, optimizer: torch.optim.Optimizer, batch: Given, max_norm: float, *,
+    loss: Callable[[Given], Tensor] | None = None, bfloat16: bool = False,
 ) -> float:  # fmt: skip
     """Forward, backward, clipping, update; the loss before it. `loss` is the model compiled, `bfloat16` autocast."""
     optimizer.zero_grad(set_to_none=True)
@@ -246,4 +248,5 @@ def training_step(
     value.backward()
     nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
-    return value.item()
+    before: float = value.item()
+    return before

@@ -138,7 +138,7 @@ def choose_preset(
         return "tiny", {}
     preset = next((name for most, name in _EVENT_SIZES if targets <= most), "tiny")
     batch = min(_EVENT_BATCH, max(1, targets // 4))
-    width: Any = PRESETS[preset]["embed_dim"]
+    width = PRESETS[preset]["embed_dim"]
     return preset, {
         "model": {
             "time_features": "both" if calendar else "gap", "time_pace": pace or 0.0, "window": 128,
