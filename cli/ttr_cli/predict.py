@@ -78,7 +78,8 @@ def predict(
                 )
             except UserError as error:
                 raise UserError(f"{history}: history {each.name}: --{error}") from None
-            line = json.dumps(prediction.record(names, shares), ensure_ascii=False)
+            record = prediction.record(names, shares, trained.iso_date if trained.dated else None)
+            line = json.dumps(record, ensure_ascii=False)
             if file is None:
                 click.echo(line)
             else:

@@ -1,6 +1,8 @@
 """`ttr-gpu predict`: histories in every form, what is answered, and what is refused in one line."""
 
 import json
+import re
+from datetime import datetime
 
 import pytest
 from command_line import TINY
@@ -63,6 +65,26 @@ def test_histories_come_in_the_forms_of_preprocess(predict, ttr, event_run):
     assert {**dated, "id": "anna"} == from_json
     piped = ttr("predict", event_run, "-", *HORIZON, "--samples", "2", stdin=json.dumps(RECORD).encode()).ok()
     assert json.loads(piped) == from_json
+
+
+def test_dates_are_told_where_times_are_dates(predict, ttr, run, tmp_path):
+    history = {"times": ["2024-01-01T00:00:00Z", "2024-01-01T00:00:02.500Z"], "types": ["type-0", "type-1"]}
+    (tmp_path / "dated.jsonl").write_text(json.dumps(history) + "\n")
+    answer = json.loads(ttr("predict", run, tmp_path / "dated.jsonl", *HORIZON, "--samples", "2", "--now",
+                            "2024-01-01T00:00:04Z").ok())  # fmt: skip
+    dates = answer["dates"]
+    assert dates["last_time"] == "2024-01-01T00:00:02.500Z"
+    assert (dates["now"], dates["end"]) == ("2024-01-01T00:00:04.000Z", "2024-01-01T00:00:34.000Z")
+    assert (answer["last_time"], answer["now"]) == (1704067202.5, 1704067204.0)
+    for share, time in answer["next"]["time"].items():
+        told = datetime.fromisoformat(dates["next"][share]).timestamp()
+        assert told <= time < told + 0.001 + 1e-6
+
+
+def test_times_that_begin_near_zero_are_no_dates(predict, ttr, event_run):
+    assert "dates" not in json.loads(predict(RECORD, *HORIZON, "--samples", "2").ok())
+    options = ("--prompt", "a", "--at", "123456.25", "--advance", "median", "--max-tokens", "1")
+    assert re.fullmatch(r"1234\d\d(\.\d+)?  [abc]\n", ttr("generate", event_run, *options).ok())
 
 
 def test_files_are_written_whole(predict, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .dataset import Dataset, Split
 from .gaps import GapHistogram
-from .timestamps import UNITS, date_text
+from .timestamps import UNITS, date_text, is_date
 
 _BLOCK = 1 << 20
 
@@ -80,9 +80,8 @@ def unit_name(seconds: float | None) -> str:
 def time_text(dataset: Dataset, relative: float) -> str:
     """A time as a date where its unit and size allow one, else as a number."""
     time = dataset.origin + relative
-    # Times that begin near zero count from the start of something, not from 1970.
     unit = dataset.time_unit_seconds
-    if unit is not None and dataset.origin * unit > 86400 * 365:
+    if unit is not None and is_date(dataset.origin, unit):
         # Where events follow each other within seconds, the fraction tells them apart.
         close = (dataset.gap.get("median_nonzero") or math.inf) * unit < 10
         text = date_text(time, unit, milliseconds=True) if close else date_text(time, unit)

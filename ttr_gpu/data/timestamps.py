@@ -95,6 +95,12 @@ def parse_span(text: str, unit: float, option: str) -> float:
     return value * seconds / unit
 
 
+def is_date(time: float, unit: float) -> bool:
+    """Whether a time in `unit` seconds is taken for a date: times near zero count from the start of something, not from
+    1970."""
+    return abs(time) * unit > 365 * 86400
+
+
 def date_text(
     time: float, unit: float, form: str = "%Y-%m-%d %H:%M:%S", milliseconds: bool = False
 ) -> str | None:  # fmt: skip

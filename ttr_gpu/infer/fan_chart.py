@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.timestamps import date_text
+from ..data.timestamps import date_text, is_date
 from ..figures import save, subplots
 from .prediction import Prediction
 
@@ -31,8 +31,10 @@ def draw_fan_chart(path: Path, prediction: Prediction, names: Sequence[str], uni
         parts = (only,)
     axes, *bars = parts
     _draw_fan(axes, prediction, scale)
-    moment = None if unit_seconds is None else date_text(prediction.now, unit_seconds, "%Y-%m-%d %H:%M UTC")
-    since = moment if moment is not None and prediction.now * (unit_seconds or 1.0) > 1e8 else f"{prediction.now:g}"
+    moment = None
+    if unit_seconds is not None and is_date(prediction.now, unit_seconds):
+        moment = date_text(prediction.now, unit_seconds, "%Y-%m-%d %H:%M UTC")
+    since = f"{prediction.now:g}" if moment is None else moment
     axes.set(xlabel=f"{unit} after {since}", ylabel="events since then")
     axes.set_title(f"{len(prediction.futures)} sampled futures of {prediction.history.name}", fontsize=11)
     for by_type_axes in bars:

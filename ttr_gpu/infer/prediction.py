@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +77,21 @@ class Prediction:
         total = sum((np.bincount(future.types, minlength=size) for future in self.futures), np.zeros(size))
         return total / max(len(self.futures), 1)
 
-    def record(self, names: Sequence[str], quantiles: Sequence[float]) -> dict[str, Any]:
-        """As written to JSONL; the fields are described in docs/prediction.md."""
+    def record(
+        self, names: Sequence[str], quantiles: Sequence[float], date: Callable[[float], str | None] | None = None
+    ) -> dict[str, Any]:
+        """As written to JSONL; the fields are described in docs/prediction.md. `date`: of a time, where times are
+        dates."""
         order = np.argsort(-self.type_probabilities, kind="stable")
         final = self.counts(np.array([self.end]))[:, 0]
-        expected = self.expected_counts()
+        expected, last = self.expected_counts(), float(self.history.times[-1])
+        dates = date and {
+            "last_time": date(last), "now": date(self.now), "end": date(self.end),
+            "next": {f"{p:g}": date(moment) for p, moment in self.time_quantiles.items()},
+        }  # fmt: skip
         return {
-            "id": self.history.name, "events": len(self.history.times), "last_time": float(self.history.times[-1]),
-            "now": self.now, "end": self.end, "survival": self.survival,
+            "id": self.history.name, "events": len(self.history.times), "last_time": last, "now": self.now,
+            "end": self.end, **({"dates": dates} if dates else {}), "survival": self.survival,
             "next": {
                 "time": {f"{p:g}": moment for p, moment in self.time_quantiles.items()},
                 "types": {names[token]: float(self.type_probabilities[token]) for token in order},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.dataset import open_dataset
-from ..data.timestamps import TimestampParser, date_text
+from ..data.timestamps import TimestampParser, date_text, is_date
 from ..data.tokenizer import TextTokenizer
 from ..errors import UserError
 from ..model import TransformerModel
@@ -43,10 +43,20 @@ class Trained:
         except ValueError as error:
             raise UserError(f"{option}: {str(error).removeprefix('time: ')}") from None
 
+    @property
+    def dated(self) -> bool:
+        """Whether the data set's times are dates."""
+        return self.time_unit_seconds is not None and is_date(self.origin, self.time_unit_seconds)
+
     def time_text(self, time: float) -> str:
         """A time as people read it: a date in UTC to the millisecond, or the number where it is none."""
-        date = None if self.time_unit_seconds is None else date_text(time, self.time_unit_seconds, milliseconds=True)
-        return f"{time:g}" if date is None else date
+        date = date_text(time, self.time_unit_seconds or 1.0, milliseconds=True) if self.dated else None
+        return f"{time:.12g}" if date is None else date
+
+    def iso_date(self, time: float) -> str | None:
+        """A time of a data set with dates in ISO 8601, UTC, to the millisecond; None for one outside the calendar."""
+        date = date_text(time, self.time_unit_seconds or 1.0, "%Y-%m-%dT%H:%M:%S", milliseconds=True)
+        return None if date is None else f"{date}Z"
 
 
 def open_trained(run: Path, data: Path | None = None, best: bool = True) -> Trained:
