@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from ttr_kernels.common.announcement import leave_to_another
+
 from ..backend import CPU, Backend, choose_backend
 from ..errors import TrainingDiverged, UserError
 from .communicator import LOCAL, Communicator, exchange
@@ -104,6 +106,8 @@ def session(device: str = "auto") -> Iterator[Session]:
     if launch.size == 1:
         yield Session(LOCAL, choose_backend(device))
         return
+    if launch.local_rank:
+        leave_to_another()
     found = _silent_but_first(launch, device)
     try:
         yield found

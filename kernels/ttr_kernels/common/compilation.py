@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numba
 from numba.core import config, event
 from numba.core.codegen import get_host_cpu_features
 
+from .announcement import say_once
 from .cache import cache_root
 
 # Sums may be reordered into vector lanes and a*b+c fused; NaN and infinity keep their meaning: a run must see them.
@@ -139,18 +139,13 @@ def _remove_stale(root: Path, days: int = 30) -> None:
 
 
 class _Announcer(event.Listener):
-    """Says once per process that kernels are being compiled, since the first run takes noticeably longer."""
-
-    def __init__(self) -> None:
-        self.said = False
+    """Says that kernels are being compiled, since the first run takes noticeably longer."""
 
     def on_start(self, event: Any) -> None:
-        if self.said or not event.data["dispatcher"].py_func.__module__.startswith("ttr_kernels"):
-            return
-        self.said = True
-        where = cache_directory()
-        kept = f"kept in {where}" if where else "no folder to keep them in: set TTR_CACHE_DIR"
-        print(f"compiling kernels for this CPU, once, up to a minute ({kept}) ...", file=sys.stderr, flush=True)
+        if event.data["dispatcher"].py_func.__module__.startswith("ttr_kernels"):
+            where = cache_directory()
+            kept = f"kept in {where}" if where else "no folder to keep them in: set TTR_CACHE_DIR"
+            say_once(f"compiling kernels for this CPU, once, up to a minute ({kept}) ...")
 
     def on_end(self, event: Any) -> None:
         pass

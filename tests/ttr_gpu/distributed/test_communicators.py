@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,24 @@ def test_info_says_what_would_be_used_and_why():
     ).stdout)  # fmt: skip
     assert "process 1 of 2" in apart["launcher"]
     assert "train would refuse to start, since for MPI this is one of 1" in apart["would use"]
+
+
+def test_one_rank_of_a_machine_says_that_it_compiles(tmp_path):
+    # Each for a cache of its own, or whoever comes late would have nothing to compile.
+    script = tmp_path / "compile.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os
+        os.environ["TTR_CACHE_DIR"] += "/" + os.environ["PMI_RANK"]
+        import numpy as np
+        from ttr_gpu.distributed.session import session
+        from ttr_kernels.common.reductions import _add
+        with session("cpu"):
+            _add(np.ones((2, 4), np.float32), np.ones(4, np.float32))
+    """)
+    )
+    code, _, err = mpirun(script, TTR_CACHE_DIR=str(tmp_path))
+    assert code == 0, err
+    assert err.count("compiling kernels for this CPU") == 1
+    assert f"kept in {tmp_path}/0/" in err
+    assert {path.parents[2].name for path in tmp_path.rglob("*.nbc")} == {"0", "1"}

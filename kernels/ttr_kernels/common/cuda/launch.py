@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import arrays
+from ..announcement import say_once
 from ..arena import outside
 from ..arrays import BFLOAT16, FLOAT16, FLOAT32, Array, DType, array_module
 from ..cache import cache_root
@@ -160,7 +161,7 @@ class CupyExecutor:
         folder = _seen()
         mark = folder and folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         if mark is None or not mark.exists():
-            _say_once("compiling kernels for this GPU, once, up to half a minute (kept in CuPy's cache) ...")
+            say_once("compiling kernels for this GPU, once, up to half a minute (kept in CuPy's cache) ...")
             if mark is not None and os.access(mark.parent, os.W_OK):
                 mark.touch()
 
@@ -180,11 +181,6 @@ def _seen() -> Path | None:
     except OSError:
         return None
     return folder
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @functools.cache
