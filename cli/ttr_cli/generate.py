@@ -74,7 +74,11 @@ def generate(
             f"--advance: got {advance}, but this model does not say when (model.time_components is 0); "
             "leave --advance out, or give a --gap"
         )
-    pieces = Generator(trained.model, trained.tokenizer, origin=trained.origin).stream(
+    generator = Generator(trained.model, trained.tokenizer, origin=trained.origin)
+    length = len(generator.prompts.encode(prompt))
+    if note := trained.beyond_context("tokens of --prompt", length, "what follows may be poor; shorten the prompt"):
+        click.echo(note, err=True)
+    pieces = generator.stream(
         prompt, at=None if at is None else trained.parse_time(at, "--at"), gap=gap or 0.0, max_tokens=max_tokens,
         samples=samples, advance=advance,
         sampling=Sampling(

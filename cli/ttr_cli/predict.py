@@ -64,12 +64,15 @@ def predict(
         raise UserError(f"{trained.checkpoint.path}: was trained on text, expected a model of events")
     span = parse_span(horizon, unit, "--horizon")
     moment = None if now is None else trained.parse_time(now, "--now")
-    config = trained.checkpoint.config
-    context = None if config.model.window else config.train.max_length
-    predictor = Predictor(trained.model, len(names), origin=trained.origin, context=context)
+    predictor = Predictor(trained.model, len(names), origin=trained.origin, context=trained.context)
     columns = Columns(sequence=sequence_column, time=time_column, type=type_column)
     options = PreprocessOptions([history], Path(), columns=columns, assume_utc=assume_utc, type_bins=bins)
     histories = read_histories(options, names, unit)
+    longest = max(len(each.times) for each in histories)
+    if note := trained.beyond_context(
+        f"{history}: events", longest, f"only a history's last {trained.context} are read"
+    ):
+        click.echo(note, err=True)
     with whole_file(output) if output is not None else nullcontext() as file:
         for number, each in enumerate(histories):
             try:

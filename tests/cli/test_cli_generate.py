@@ -45,6 +45,17 @@ def test_text_is_printed_as_json_and_as_it_is(ttr, text_run):
     assert plain != ttr("generate", run, *options[:-1], "4").ok()
 
 
+def test_a_prompt_longer_than_training_has_shown_is_noted_once(ttr, text_run):
+    said = ttr("generate", text_run[0], "--prompt", 16 * "n", *AT, "--max-tokens", "2", "--samples", "2")
+    assert said.code == 0
+    (line,) = said.err.splitlines()
+    assert line.startswith(
+        "note: tokens of --prompt: got 17, but this model, which has no window, was trained on 16 at a time: "
+    )
+    assert "shorten the prompt; to use more, train with a larger train.max_length or with" in line
+    ttr("generate", text_run[0], "--prompt", 15 * "n", *AT, "--max-tokens", "2").ok()
+
+
 def test_samples_are_printed_one_after_the_other(ttr, text_run):
     run, _ = text_run
     options = ("--prompt", "n", *AT, "--max-tokens", "9", "--samples", "3")

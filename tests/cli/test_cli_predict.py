@@ -109,6 +109,17 @@ def test_now_and_max_events(predict):
     assert all(future["cut"] for future in cut["futures"])
 
 
+def test_a_history_longer_than_training_has_shown_is_noted_once(predict):
+    long = {"times": list(range(20)), "types": ["a"] * 20}
+    said = predict(f"{json.dumps(long)}\n{json.dumps({**long, 'id': 'x'})}\n", *HORIZON, "--samples", "1")
+    assert (said.code, len(said.out.splitlines())) == (0, 2)
+    (line,) = said.err.splitlines()
+    assert "history.jsonl: events: got 20, but this model, which has no window, was trained on 16 at a time: " in line
+    assert "only a history's last 16 are read; to use more, train with" in line
+    shorter = {"times": list(range(16)), "types": ["a"] * 16}
+    predict(shorter, *HORIZON, "--samples", "1").ok()
+
+
 @pytest.mark.parametrize(
     ("content", "options", "fragments"),
     [

@@ -31,6 +31,21 @@ class Trained:
     time_unit_seconds: float | None
     origin: float
 
+    @property
+    def context(self) -> int | None:
+        """As many positions as training has shown the model at a time; None: with a window it may read any number."""
+        config = self.checkpoint.config
+        return None if config.model.window else config.train.max_length
+
+    def beyond_context(self, what: str, length: int, consequence: str) -> str | None:
+        """A line about `what`, so many positions long, if training has not shown the model as many; else None."""
+        if self.context is None or length <= self.context:
+            return None
+        return (
+            f"note: {what}: got {length:,}, but this model, which has no window, was trained on {self.context:,} at a "
+            f"time: {consequence}; to use more, train with a larger train.max_length or with --set model.window=N"
+        )
+
     def parse_time(self, text: str, option: str) -> float:
         """A time as in the data: a number in their unit, or a date with its zone. UserError naming the option."""
         if self.time_unit_seconds is None:
