@@ -14,6 +14,7 @@ import numpy as np
 
 from ttr_kernels.common.arrays import BFLOAT16
 from ttr_kernels.common.parallel import get_threads
+from ttr_kernels.cross_entropy import default_rows_per_chunk
 from ttr_kernels.matmul.blas import is_called_directly
 from ttr_kernels.matmul.onednn import why_not_bfloat16
 
@@ -151,8 +152,7 @@ def _activations(model: Planned, config: RunConfig, recompute: Recompute) -> int
 
 def _chunk(model: Planned, tokens: int) -> int:
     """Rows of logits that exist at once."""
-    classes = model.config.vocabulary_size
-    return min(tokens, max(16, (1 << 20) // classes) if model.backend.name == "cpu" else max(128, (1 << 26) // classes))
+    return min(tokens, default_rows_per_chunk(model.config.vocabulary_size, model.backend.name != "cpu"))
 
 
 def _query_gradients(model: Planned, config: RunConfig) -> int:

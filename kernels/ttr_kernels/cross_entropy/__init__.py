@@ -131,7 +131,7 @@ def linear_cross_entropy_forward(
         x: (rows, C) float32, bfloat16 or float16 (float64 runs the reference).
         weight: (V, C), bias: (V,): of the dtype of x, or float32.
         targets, ignore_index, label_smoothing, z_loss: as for `cross_entropy_forward`.
-        rows_per_chunk: default: as many as make logits of 2^20 elements, on a GPU 2^26.
+        rows_per_chunk: default: `default_rows_per_chunk`.
         gradients: False computes losses alone (evaluation).
         gradient_scale: kept gradients are multiplied by this before they are rounded to the dtype of x. A mean over
             thousands of rows has gradients that float16 cannot hold; with the dloss of the backward here, it can. On a
@@ -143,17 +143,25 @@ def linear_cross_entropy_forward(
         check_parameter("bias", bias, x.dtype)
     count = _check_targets(targets, len(weight), ignore_index, x)
     smoothing = _smoothing(label_smoothing, z_loss, ignore_index)
-    if on_gpu(x):
-        # Tiles of a matrix product have 128 rows.
-        rows = rows_per_chunk or max(128, (1 << 26) // max(len(weight), 1) // 128 * 128)
-    else:
-        rows = rows_per_chunk or max(16, (1 << 20) // max(len(weight), 1))
+    rows = rows_per_chunk or default_rows_per_chunk(len(weight), on_gpu(x))
     if rows < 1:
         raise ValueError(f"rows_per_chunk: got {rows}, expected at least 1")
     from .chunked import run
 
     scale = gradient_scale if on_gpu(x) and is_array(gradient_scale) else float(gradient_scale)
     return run(x, weight, bias, targets, smoothing, count, rows, gradients, scale)
+
+
+def default_rows_per_chunk(classes: int, gpu: bool) -> int:
+    """Rows of logits that `linear_cross_entropy_forward` holds at once.
+
+    On a CPU as many as make 2^20 elements, which stay in the cache, but at least 512: each chunk reads W twice and its
+    gradient once, and writes that. On a GPU 2^26 elements.
+    """
+    if gpu:
+        # Tiles of a matrix product have 128 rows.
+        return max(128, (1 << 26) // max(classes, 1) // 128 * 128)
+    return max(512, (1 << 20) // max(classes, 1))
 
 
 @takes_cuda_arrays
