@@ -13,13 +13,13 @@ from ..common.arrays import Array
 from ..common.compilation import jit, jit_within
 from ..common.compiled_philox import kept_pairs
 from ..common.storage import load, store
-from ..common.tile_multiply import PAD, ROWS, maximum, multiply
+from ..common.tile_multiply import LANES, PAD, ROWS, maximum, multiply
 from ..common.vector_math import log1p_of_nonnegative
 
 NO_BIAS, LINEAR, LOG = 0, 1, 2
 # Rows of a tile are worked on in multiples of so many columns, whole vectors of an unrolled loop: what is left over
 # after those would be done one by one.
-COLUMNS = 64
+COLUMNS = 4 * LANES
 # Products skip what a causal mask hides, in strips of so many queries or keys.
 STRIP = 32
 _ZERO = np.float32(0.0)
@@ -196,12 +196,11 @@ def take_times(tile_times: Any, key_times: Any, first: int, count: int) -> None:
 @jit_within
 def mask_row(tile: Any, at: int, width: int, low: int, high: int) -> None:
     """−infinity outside [low, high); columns are relative to the tile."""
-    if low > 0 or high < width:
-        first, end = np.int32(low), np.int32(high)
-        for j in range(width):
-            column = np.int32(j)
-            logit = tile[np.uintp(at + j)]
-            tile[np.uintp(at + j)] = logit if first <= column and column < end else _MINUS_INFINITY
+    # Stores alone: one that depends on the column becomes a masked one, which is slow on some processors.
+    for j in range(low):
+        tile[np.uintp(at + j)] = _MINUS_INFINITY
+    for j in range(high, width):
+        tile[np.uintp(at + j)] = _MINUS_INFINITY
 
 
 @jit
