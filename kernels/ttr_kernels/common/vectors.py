@@ -78,3 +78,19 @@ def address_of(context: Any, array: Any, index: Any) -> Any:
         return builder.ptrtoint(pointer, ir.IntType(64))
 
     return types.intp(array, types.intp), generate
+
+
+def _fetching(to_write: bool) -> Any:
+    def typing(context: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer = element_pointer(context, builder, signature.args[0], *arguments)
+            fetch_later(builder, pointer, to_write=to_write)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), generate
+
+    return typing
+
+
+# `fetch_later` for an element of a flat array, which may lie beyond its end; to be read, or written.
+fetch, fetch_to_write = intrinsic(_fetching(False)), intrinsic(_fetching(True))

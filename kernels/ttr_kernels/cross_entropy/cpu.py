@@ -1,4 +1,6 @@
-"""Cross-entropy on CPU cores: per row a maximum, a sum, and in the backward one more pass that may be in place."""
+"""Cross-entropy on CPU cores: per row a maximum, a sum, and in the backward one more pass that may be in place.
+
+A row is computed with while the next one is fetched: exponentials take about as long as memory."""
 
 from __future__ import annotations
 
@@ -7,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, result_rows
-from ..common.compilation import jit, jit_exact
+from ..common.compilation import jit, jit_exact, jit_within
 from ..common.parallel import parallel_for
 from ..common.reductions import add_column_sums
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
 from ..common.vector_math import exp_of_nonpositive, log
+from ..common.vectors import fetch, fetch_to_write
 
 if TYPE_CHECKING:
     from . import CrossEntropySaved, LinearCrossEntropySaved, Smoothing
 
 _ZERO = np.float32(0.0)
+# Logits that are looked at together: in one such block the row's largest is first.
+_BLOCK = 256
+_LINE = 64
 
 
 def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tuple[Any, Array, Array]:
@@ -35,14 +41,13 @@ def mean_loss(losses: Array, count: int) -> Any:
 
 
 def backward(dloss: float, saved: CrossEntropySaved, dlogits: Array) -> None:
-    # In place from here on: a kernel that sees one array vectorises.
-    if dlogits.ctypes.data != saved.logits.ctypes.data or dlogits.strides != saved.logits.strides:
-        dlogits[...] = saved.logits
+    source, _, source_stride = contiguous_rows(saved.logits)
     flat, rows, stride = result_rows("dlogits", dlogits)
+    in_place = dlogits.ctypes.data == saved.logits.ctypes.data and dlogits.strides == saved.logits.strides
     options = saved.smoothing
     parallel_for(
-        _backward, rows, flat, stride, dlogits.shape[1], saved.targets, options.ignore_index,
-        np.float32(options.label_smoothing), np.float32(options.z_loss), saved.normalizer,
+        _backward, rows, source, source_stride, in_place, flat, stride, dlogits.shape[1], saved.targets,
+        options.ignore_index, np.float32(options.label_smoothing), np.float32(options.z_loss), saved.normalizer,
         np.float32(dloss / max(saved.count, 1)), grain=_grain(dlogits),
     )  # fmt: skip
 
@@ -54,7 +59,7 @@ def losses_and_gradient(
     flat, rows, stride = contiguous_rows(logits)
     parallel_for(
         _losses_and_gradient, rows, flat, stride, logits.shape[1], targets, options.ignore_index,
-        np.float32(options.label_smoothing), np.float32(options.z_loss), losses, empty((2, rows), FLOAT32), best,
+        np.float32(options.label_smoothing), np.float32(options.z_loss), losses, best,
         np.float32(1.0 / max(count, 1)), gradient, grain=_grain(logits),
     )  # fmt: skip
 
@@ -108,77 +113,115 @@ def _plain_loss(largest: Any, total: Any, hit: Any) -> Any:
     return log(total) - (hit - largest)
 
 
+@jit_within
+def _exponentials(logits: Any, at: int, following: int, width: int, weights: Any) -> Any:
+    """weights = e^(logits − largest) of the row that begins at `at`, while the one at `following` is fetched;
+    -> largest, where it is first, Σ weights, Σ (logits − largest)."""
+    largest, block = np.float32(-np.inf), 0
+    for first in range(0, width, _BLOCK):
+        here = np.float32(-np.inf)
+        for j in range(first, min(first + _BLOCK, width)):
+            here = maximum(here, load(logits, at + j))
+        if here > largest:
+            largest, block = here, first
+    best, last = block, min(block + _BLOCK, width) - 1
+    while best < last and load(logits, at + best) != largest:
+        best += 1
+    total, below = _ZERO, _ZERO
+    for first in range(0, width, _BLOCK):
+        for j in range(first, min(first + _BLOCK, width), _LINE // logits.itemsize):
+            fetch(logits, following + j)
+        for j in range(first, min(first + _BLOCK, width)):
+            difference = load(logits, at + j) - largest
+            weight = exp_of_nonpositive(difference)
+            store(weights, j, weight)
+            total += weight
+            below += difference
+    return largest, best, total, below
+
+
+@jit_within
+def _loss(hit: Any, largest: Any, total: Any, below: Any, width: int, smoothing: Any, z: Any) -> Any:
+    lse = largest + log(total)
+    loss = _plain_loss(largest, total, hit) + z * lse * lse
+    if smoothing > _ZERO:
+        loss += smoothing * ((hit - largest) - below / np.float32(width))
+    return loss
+
+
 @jit
 def _forward(
     logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, losses: Any,
     normalizer: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
+    weights = np.empty(width, np.float32)
     for row in range(begin, end):
-        at = row * stride
-        largest = np.float32(-np.inf)
-        for j in range(width):
-            largest = maximum(largest, load(logits, at + j))
-        total, below = _ZERO, _ZERO
-        for j in range(width):
-            difference = load(logits, at + j) - largest
-            total += exp_of_nonpositive(difference)
-            below += difference
+        at, target = row * stride, targets[row]
+        largest, _, total, below = _exponentials(logits, at, at + stride, width, weights)
         normalizer[0, row] = largest
         normalizer[1, row] = total
-        target = targets[row]
-        if target == ignore_index:
-            losses[row] = _ZERO
-        else:
-            hit = load(logits, at + target)
-            lse = largest + log(total)
-            loss = _plain_loss(largest, total, hit) + z * lse * lse
-            if smoothing > _ZERO:
-                loss += smoothing * ((hit - largest) - below / np.float32(width))
-            losses[row] = loss
+        losses[row] = _ZERO
+        if target != ignore_index:
+            losses[row] = _loss(load(logits, at + target), largest, total, below, width, smoothing, z)
+
+
+@jit_within
+def _factor(largest: Any, total: Any, z: Any, scale: Any) -> Any:
+    """What a row's weights are multiplied by."""
+    return scale * (np.float32(1.0) + np.float32(2.0) * z * (largest + log(total))) / total
 
 
 @jit
 def _backward(
-    logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, normalizer: Any,
-    scale: Any, begin: int, end: int,
+    logits: Any, stride: int, in_place: bool, dlogits: Any, to_stride: int, width: int, targets: Any, ignore_index: int,
+    smoothing: Any, z: Any, normalizer: Any, scale: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     share = smoothing / np.float32(width)
     for row in range(begin, end):
-        at = row * stride
-        if targets[row] == ignore_index:
+        at, target = row * to_stride, targets[row]
+        if target == ignore_index:
             for j in range(width):
-                store(logits, at + j, _ZERO)
+                store(dlogits, at + j, _ZERO)
         else:
+            if not in_place:
+                # From here on in place: what reads and writes one array is sure to read first.
+                for j in range(width):
+                    dlogits[np.uintp(at + j)] = logits[np.uintp(row * stride + j)]
             largest, total = normalizer[0, row], normalizer[1, row]
-            factor = scale * (np.float32(1.0) + np.float32(2.0) * z * (largest + log(total))) / total
+            factor = _factor(largest, total, z, scale)
             # The target's entry is formed before it is rounded to the storage dtype.
-            hit = exp_of_nonpositive(load(logits, at + targets[row]) - largest) * factor
-            for j in range(width):
-                weight = exp_of_nonpositive(load(logits, at + j) - largest)
-                store(logits, at + j, weight * factor - scale * share)
-            store(logits, at + targets[row], hit - scale * (share + np.float32(1.0) - smoothing))
+            hit = exp_of_nonpositive(load(dlogits, at + target) - largest) * factor
+            for first in range(0, width, _BLOCK):
+                for j in range(first, min(first + _BLOCK, width), _LINE // logits.itemsize):
+                    fetch(logits, (row + 1) * stride + j)
+                    fetch_to_write(dlogits, at + to_stride + j)
+                for j in range(first, min(first + _BLOCK, width)):
+                    weight = exp_of_nonpositive(load(dlogits, at + j) - largest)
+                    store(dlogits, at + j, weight * factor - scale * share)
+            store(dlogits, at + target, hit - scale * (share + np.float32(1.0) - smoothing))
 
 
 @jit
 def _losses_and_gradient(
     logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, losses: Any,
-    normalizer: Any, best: Any, scale: Any, gradient: bool, begin: int, end: int,
+    best: Any, scale: Any, gradient: bool, begin: int, end: int,
 ) -> None:  # fmt: skip
-    # Row by row, so that a row is still in the cache when it is read again.
+    weights, share = np.empty(width, np.float32), smoothing / np.float32(width)
+    # Row by row, so that a row is still in the cache when it becomes its gradient.
     for row in range(begin, end):
-        _best(logits, stride, width, best, row, row + 1)
-        _forward(logits, stride, width, targets, ignore_index, smoothing, z, losses, normalizer, row, row + 1)
-        if gradient:
-            _backward(logits, stride, width, targets, ignore_index, smoothing, z, normalizer, scale, row, row + 1)
-
-
-@jit
-def _best(logits: Any, stride: int, width: int, best: Any, begin: int, end: int) -> None:
-    for row in range(begin, end):
-        largest = np.float32(-np.inf)
-        for j in range(width):
-            largest = maximum(largest, load(logits, row * stride + j))
-        index = 0
-        while index < width - 1 and load(logits, row * stride + index) != largest:
-            index += 1
-        best[row] = index
+        at, target = row * stride, targets[row]
+        largest, best[row], total, below = _exponentials(logits, at, at + stride, width, weights)
+        losses[row] = _ZERO
+        if target != ignore_index:
+            losses[row] = _loss(load(logits, at + target), largest, total, below, width, smoothing, z)
+        if not gradient:
+            continue
+        if target == ignore_index:
+            for j in range(width):
+                store(logits, at + j, _ZERO)
+        else:
+            factor = _factor(largest, total, z, scale)
+            for j in range(width):
+                store(logits, at + j, load(weights, j) * factor - scale * share)
+            rest = scale * (share + np.float32(1.0) - smoothing)
+            store(logits, at + target, load(weights, target) * factor - rest)
