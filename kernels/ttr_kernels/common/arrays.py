@@ -33,6 +33,9 @@ INT64: DType = np.dtype(np.int64)
 FLOATS = (FLOAT32, BFLOAT16, FLOAT16, FLOAT64)
 INTEGERS = (INT32, INT64)
 
+# Bytes from which on all threads fill an array with zeros.
+_LARGE = 1 << 20
+
 # The version that NumPy arrays run; a test that executes GPU kernels on the host says "gpu" (see cuda/launch.py).
 numpy_version = "cpu"
 
@@ -156,7 +159,12 @@ def empty(shape: int | tuple[int, ...], dtype: Any, like: Array | None = None) -
 def zeros(shape: int | tuple[int, ...], dtype: Any, like: Array | None = None) -> Array:
     """`empty`, filled with zeros."""
     made = empty(shape, dtype, like)
-    made.fill(0)
+    if made.nbytes >= _LARGE and isinstance(made, np.ndarray):
+        from .conversion import set_to_zero
+
+        set_to_zero(made)
+    else:
+        made.fill(0)
     return made
 
 

@@ -8,10 +8,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .compilation import jit_within
 from .storage import element_pointer
 from .tile_multiply import LANES
 
 _INDEX = ir.IntType(32)
+# Bytes that are fetched together.
+LINE = 64
 
 
 def load_vector(builder: Any, pointer: Any, kind: Any) -> Any:
@@ -94,3 +97,10 @@ def _fetching(to_write: bool) -> Any:
 
 # `fetch_later` for an element of a flat array, which may lie beyond its end; to be read, or written.
 fetch, fetch_to_write = intrinsic(_fetching(False)), intrinsic(_fetching(True))
+
+
+@jit_within
+def fetch_row(array: Any, at: int, width: int) -> None:
+    """Fetch the `width` elements from `at` on of a flat array."""
+    for j in range(0, width, LINE // array.itemsize):
+        fetch(array, at + j)

@@ -15,7 +15,7 @@ from ..common.reductions import add_column_sums
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
 from ..common.vector_math import exp_of_nonpositive, log
-from ..common.vectors import fetch, fetch_to_write
+from ..common.vectors import LINE, fetch, fetch_row, fetch_to_write
 
 if TYPE_CHECKING:
     from . import CrossEntropySaved, LinearCrossEntropySaved, Smoothing
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _ZERO = np.float32(0.0)
 # Logits that are looked at together: in one such block the row's largest is first.
 _BLOCK = 256
-_LINE = 64
 
 
 def forward(logits: Array, targets: Array, options: Smoothing, count: int) -> tuple[Any, Array, Array]:
@@ -129,9 +128,9 @@ def _exponentials(logits: Any, at: int, following: int, width: int, weights: Any
         best += 1
     total, below = _ZERO, _ZERO
     for first in range(0, width, _BLOCK):
-        for j in range(first, min(first + _BLOCK, width), _LINE // logits.itemsize):
-            fetch(logits, following + j)
-        for j in range(first, min(first + _BLOCK, width)):
+        last = min(first + _BLOCK, width)
+        fetch_row(logits, following + first, last - first)
+        for j in range(first, last):
             difference = load(logits, at + j) - largest
             weight = exp_of_nonpositive(difference)
             store(weights, j, weight)
@@ -192,10 +191,11 @@ def _backward(
             # The target's entry is formed before it is rounded to the storage dtype.
             hit = exp_of_nonpositive(load(dlogits, at + target) - largest) * factor
             for first in range(0, width, _BLOCK):
-                for j in range(first, min(first + _BLOCK, width), _LINE // logits.itemsize):
+                last = min(first + _BLOCK, width)
+                for j in range(first, last, LINE // logits.itemsize):
                     fetch(logits, (row + 1) * stride + j)
                     fetch_to_write(dlogits, at + to_stride + j)
-                for j in range(first, min(first + _BLOCK, width)):
+                for j in range(first, last):
                     weight = exp_of_nonpositive(load(dlogits, at + j) - largest)
                     store(dlogits, at + j, weight * factor - scale * share)
             store(dlogits, at + target, hit - scale * (share + np.float32(1.0) - smoothing))

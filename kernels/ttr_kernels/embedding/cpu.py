@@ -11,9 +11,15 @@ from ..common.arrays import INT64, Array, contiguous, contiguous_rows, result_ro
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
 from ..common.storage import load, store
+from ..common.vectors import fetch, fetch_to_write
 
 if TYPE_CHECKING:
     from . import EmbeddingSaved
+
+# Floats in a cache line.
+_LINE = 16
+# Rows that are fetched before their turn: no processor guesses where the next one is.
+_AHEAD = 4
 
 
 def forward(indices: Array, table: Array, out: Array) -> None:
@@ -26,8 +32,8 @@ def forward(indices: Array, table: Array, out: Array) -> None:
 def backward(dy: Array, saved: EmbeddingSaved, dtable: Array) -> None:
     g, rows, stride = contiguous_rows(dy)
     table, _, table_stride = result_rows("dtable", dtable)
-    # Whole cache lines of 16 floats per thread.
-    lines = -(-dy.shape[-1] // 16)
+    # Whole cache lines per thread.
+    lines = -(-dy.shape[-1] // _LINE)
     parallel_for(
         _scatter_add, lines, _flat(saved.indices), g, rows, stride, table, table_stride, dy.shape[-1],
         grain=max(1, 2048 // max(rows, 1)),
@@ -40,18 +46,28 @@ def _flat(indices: Array) -> Array:
 
 @jit
 def _gather(indices: Any, table: Any, stride: int, y: Any, y_stride: int, width: int, begin: int, end: int) -> None:
+    whole = width // _LINE * _LINE
     for row in range(begin, end):
-        at = indices[row] * stride
-        for j in range(width):
-            store(y, row * y_stride + j, load(table, at + j))
+        at, to = indices[row] * stride, row * y_stride
+        later = indices[min(row + _AHEAD, end - 1)] * stride
+        # Loops of a length that the compiler knows: of one over all columns it makes a call of memcpy.
+        for first in range(0, whole, _LINE):
+            fetch(table, later + first)
+            for j in range(_LINE):
+                store(y, to + first + j, load(table, at + first + j))
+        for j in range(whole, width):
+            store(y, to + j, load(table, at + j))
 
 
 @jit
 def _scatter_add(
     indices: Any, dy: Any, rows: int, stride: int, table: Any, table_stride: int, width: int, begin: int, end: int
 ) -> None:
-    first, last = 16 * begin, min(16 * end, width)
+    first, last = _LINE * begin, min(_LINE * end, width)
     for row in range(rows):
-        at = indices[row] * table_stride
+        at, later = indices[row] * table_stride, min(row + _AHEAD, rows - 1)
+        for j in range(first, last, _LINE):
+            fetch_to_write(table, indices[later] * table_stride + j)
+            fetch(dy, later * stride + j)
         for j in range(first, last):
             table[np.uintp(at + j)] += load(dy, row * stride + j)

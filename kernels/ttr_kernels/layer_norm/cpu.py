@@ -12,6 +12,7 @@ from ..common.compilation import jit, jit_within
 from ..common.parallel import parallel_for
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
 from ..common.storage import load, store
+from ..common.vectors import fetch_row
 
 if TYPE_CHECKING:
     from . import LayerNormSaved
@@ -86,6 +87,8 @@ def _forward(
         total = _ZERO
         for j in range(weight.shape[0]):
             total += load(x, row * stride + j)
+        # While this row is in the cache for two passes more.
+        fetch_row(x, (row + 1) * stride, weight.shape[0])
         _normalize(x, row * stride, total, weight, bias, eps, y, row * y_stride, means, inverses, row)
 
 
