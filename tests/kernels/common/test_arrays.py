@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ttr_kernels.adamw import adamw
+from ttr_kernels.common import arrays
 from ttr_kernels.common.arrays import (
     BFLOAT16,
     FLOAT16,
@@ -218,3 +219,12 @@ def test_kernels_see_16_bit_floats_as_integers():
 def test_the_dtype_chooses_the_implementation():
     for dtype, module in ((FLOAT32, "cpu"), (BFLOAT16, "cpu"), (FLOAT16, "cpu"), (FLOAT64, "reference")):
         assert implementation(zeros(1, dtype=dtype), "ttr_kernels.rope").__name__ == f"ttr_kernels.rope.{module}"
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16, FLOAT64, np.dtype(np.int32)])
+@pytest.mark.parametrize("size", [3, (1 << 20) + 5])
+def test_zeros_of_any_size(size, dtype):
+    # Memory that was used before.
+    for _ in range(3):
+        arrays.empty(size, dtype).fill(7)
+        assert not arrays.zeros(size, dtype).any()
