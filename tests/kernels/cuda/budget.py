@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import io
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -77,7 +78,8 @@ def measure(kernels: Iterable[Kernel]) -> dict[str, dict[str, dict[str, int]]]:
         for kernel in kernels
         for arch in ARCHITECTURES
     }
-    with ProcessPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    # Not forked from this process, which may be a test runner's, with threads.
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("forkserver")) as pool:
         jobs = {key: pool.submit(_compiled, kernel, key[2]) for key, kernel in modules.items()}
         compiled = {key: job.result() for key, job in jobs.items()}
     table: dict[str, dict[str, dict[str, int]]] = {}
