@@ -42,9 +42,8 @@ def evaluate(
     from ttr_gpu.infer.evaluation import evaluate_in_detail
     from ttr_gpu.infer.evaluation_plot import plot_evaluation
     from ttr_gpu.infer.report import compare, floors
-    from ttr_gpu.train.checkpoint import find_checkpoint, open_checkpoint
+    from ttr_gpu.train.checkpoint import check_same_data, find_checkpoint, open_checkpoint
     from ttr_gpu.train.run import describe
-    from ttr_gpu.train.trainer import check_same_data
 
     use_threads(threads)
     backend = choose_backend(device)

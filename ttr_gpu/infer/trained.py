@@ -10,9 +10,8 @@ from ..data.timestamps import TimestampParser, date_text, is_date
 from ..data.tokenizer import TextTokenizer
 from ..errors import UserError
 from ..model import TransformerModel
-from ..train.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from ..train.checkpoint import Checkpoint, check_same_data, find_checkpoint, open_checkpoint
 from ..train.run import describe
-from ..train.trainer import check_same_data
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,18 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def check_same_data(checkpoint: Checkpoint, described: dict[str, object], path: Path) -> None:
+    """UserError if a data set is not of the kind and vocabulary that a checkpoint was trained on."""
+    for name in ("kind", "vocabulary_size", "vocabulary_hash"):
+        got, expected = described[name], checkpoint.data[name]
+        if got != expected:
+            what = name.replace("_", " ")
+            raise UserError(
+                f"{path}: got {what} {str(got)[:12]}, expected {str(expected)[:12]} as in {checkpoint.path}; "
+                f"use the data set it was trained on ({checkpoint.data['path']})"
+            )
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -27,7 +27,7 @@ from ..infer.report import compare, floors
 from ..memory import keep_freed_memory
 from ..model import TransformerModel
 from ..model_size import ModelOutline
-from .checkpoint import Checkpoint, find_checkpoint, list_checkpoints, open_checkpoint, open_newest
+from .checkpoint import Checkpoint, check_same_data, find_checkpoint, list_checkpoints, open_checkpoint, open_newest
 from .config import RunConfig, choose_preset, override, resolve_config
 from .live import LiveTable
 from .memory_plan import Planned, step_memory, table
@@ -35,7 +35,7 @@ from .metrics import duration
 from .optimizer import check_sharding
 from .plan import costs_of_policies, fitted, loaded_program, make_plan
 from .plot import plot_run
-from .trainer import Outcome, Trainer, check_same_data
+from .trainer import Outcome, Trainer
 
 # Log-normals in the distribution of a gap, unless model.time_components says otherwise.
 _COMPONENTS = 16

@@ -20,11 +20,9 @@ from ttr_kernels.common.parallel import get_threads
 from ..backend import Backend, PackedTokens
 from ..data.batches import Batch, Share, TrainingBatches, check_sizes
 from ..data.dataset import Dataset
-from ..distributed.communicator import LOCAL, Communicator, exchange, totals
+from ..distributed.communicator import LOCAL, Communicator, totals
 from ..distributed.gradients import GradientSum
-from ..distributed.session import OtherRankFailed
 from ..distributed.weights import broadcast_weights, check_equal
-from ..errors import TrainingDiverged, UserError
 from ..infer.evaluation import Evaluation, evaluate_split
 from ..model import TransformerModel
 from ..nn.dropout import DropoutKey
@@ -32,6 +30,7 @@ from .averages import Averages
 from .checkpoint import Checkpoint, clear_leftovers
 from .checkpoint_writer import CheckpointWriter
 from .config import RunConfig
+from .diagnosis import Diagnosis
 from .live import LiveTable
 from .loss_scale import LossScale
 from .metrics import NoLog, RunLog, StepMetrics, read_metrics
@@ -41,12 +40,11 @@ from .profile import StepProfile
 from .progress import Progress
 from .schedule import learning_rate
 from .signals import stop_signals
-from .spikes import Spike, SpikeDetector, worst_sequences
+from .spikes import SpikeDetector
 from .step_graph import StepGraphs, why_not
 from .taken import Taken, read, together
 from .trackers import Tracker
 from .uploads import Uploads
-from .watch import layer_statistics, watch_line
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,7 @@ class Trainer:
                     live=live, tracker=None if tracker is None else Tracker(tracker, folder, config.model_dump()),
                 ) if self.leads else NoLog()
             )  # fmt: skip
+            self._diagnosis = Diagnosis(config, self.model, self.log, self.checkpoints, communicator)
             self.profile = StepProfile(folder, backend, peak, self.log.line) if profile and self.leads else None
             self._sum = GradientSum(self.model, communicator) if communicator.size > 1 else None
             self._why_no_graphs = why_not(config, backend.name, communicator.size, profile)
@@ -250,7 +249,7 @@ class Trainer:
             step, counted, values, max(int(count), 1), int(tokens), flops, rate, scaling.value, begin, waited
         )  # fmt: skip
         if self.leads and watched:
-            self._watch(step, batches[0], scaling.value)
+            self._diagnosis.watch(step, batches[0], scaling.value)
         if self._reads_late:
             # What is not finite changes no weight, and is found when it is read.
             self._update(taken, values[-1], updated=graphs is not None)
@@ -265,7 +264,7 @@ class Trainer:
             scaling.succeeded()
             self._update(taken, norm, updated=graphs is not None)
         elif not scaling.overflowed():
-            self._diverged(step, f"the gradient's norm is {norm}", batches[-1], None)
+            self._diagnosis.gradient_diverged(step, norm, batches[-1])
         progress.step = step
         self._finish(taken, losses, norm, time.perf_counter() - begin)
 
@@ -321,7 +320,7 @@ class Trainer:
         for taken, numbers in zip(steps, found, strict=True):
             losses, norm = self._judge(taken, numbers)
             if not math.isfinite(norm):
-                self._diverged(taken.step, f"the gradient's norm is {norm}", taken.batches[-1][0], None)
+                self._diagnosis.gradient_diverged(taken.step, norm, taken.batches[-1][0])
             self._finish(taken, losses, norm, seconds)
 
     def _judge(self, taken: Taken, numbers: list[float]) -> tuple[list[float], float]:
@@ -335,12 +334,12 @@ class Trainer:
         ]
         means = [total / taken.count for total in totals(self.communicator, *sums)]
         if not math.isfinite(means[0]):
-            self._find_diverged(taken.step, [
+            self._diagnosis.loss_diverged(taken.step, [
                 (loss, batch) for loss, (batch, _) in zip(losses[::parts], taken.batches, strict=True)
             ])  # fmt: skip
         spike = self.spikes.look(means[0], norm / taken.scale if math.isfinite(norm) else None)
         if spike is not None:
-            self._report(taken.step, spike, [batch for batch, _ in taken.batches])
+            self._diagnosis.spike(taken.step, spike, [batch for batch, _ in taken.batches])
         return means, norm
 
     def _finish(self, taken: Taken, losses: list[float], norm: float, seconds: float) -> None:
@@ -356,40 +355,6 @@ class Trainer:
             memory=self.model.backend.used_bytes(), loss_scale=taken.scale if scaling.dynamic else None,
             skipped=scaling.skipped, type_loss=type_loss, time_loss=time_loss,
         ))  # fmt: skip
-
-    def _find_diverged(self, step: int, losses: list[tuple[float, Batch]]) -> None:
-        """The first rank with a batch whose loss is not finite says so."""
-        bad = [(loss, batch) for loss, batch in losses if not math.isfinite(loss)]
-        ranks = [rank for rank, found in enumerate(exchange(self.communicator, bool(bad))) if found]
-        if ranks[:1] == [self.communicator.rank]:
-            loss, batch = bad[0]
-            key = DropoutKey(self.config.train.seed, batch.step + 1, batch.first_row)
-            self._diverged(step, f"the loss is {loss}", batch, key)
-        if ranks:
-            raise OtherRankFailed
-
-    def _watch(self, step: int, batch: Batch, scale: float) -> None:
-        key = DropoutKey(self.config.train.seed, batch.step + 1, batch.first_row)
-        seen = layer_statistics(self.model, batch, key, scale)
-        self.log.record("watch", step=step, **seen)
-        self.log.line(f"---- step {step}: {watch_line(seen)}")
-
-    def _report(self, step: int, spike: Spike, batches: list[Batch]) -> None:
-        """Name the sequences of a step that stood out, those of the highest loss first."""
-        there = [batch for batch in batches if len(batch.tokens)]
-        own = worst_sequences(self.model, there, self.config.train.time_weight)
-        found = exchange(self.communicator, list(zip(*own, strict=True)))
-        pairs = sorted((pair for pairs in found for pair in pairs), key=lambda pair: -pair[1])
-        sequences, losses = [sequence for sequence, _ in pairs], [loss for _, loss in pairs]
-        self.log.record(
-            "spike", step=step, what=spike.what, value=spike.value, median=spike.median, sequences=sequences,
-            losses=losses,
-        )  # fmt: skip
-        named = ", ".join(f"{sequence} ({loss:.2f})" for sequence, loss in zip(sequences[:5], losses, strict=False))
-        self.log.line(
-            f"---- step {step}: {spike.what} {spike.value:.4g} stands out, the median before it is {spike.median:.4g}; "
-            f"of the {len(sequences)} training sequences in it, those with the highest loss: {named}"
-        )
 
     def evaluate(self, split_name: str, limit_tokens: int | None = None) -> Evaluation:
         """Evaluate the model as it is on a split."""
@@ -461,28 +426,3 @@ class Trainer:
             self.config, progress.state(), self.optimizer, self.averages, keep_last=self.config.train.keep_last,
             best_step=progress.best_step,
         )  # fmt: skip
-
-    def _diverged(self, step: int, what: str, batch: Batch, key: DropoutKey | None) -> None:
-        where = self.model.find_nonfinite(batch, key) or "the backward (every layer's forward is finite)"
-        self.checkpoints.close()
-        saved = self.checkpoints.saved_step
-        kept = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved before it"
-        message = (
-            f"step {step}: {what}; it first appears in {where}; {kept}. Try a lower --set train.lr (it is "
-            f"{self.config.lr:g}), a longer train.warmup_steps, a smaller train.clip_norm, or check the data with "
-            "`ttr-gpu inspect`"
-        )
-        self.log.line(message)
-        raise TrainingDiverged(message)
-
-
-def check_same_data(checkpoint: Checkpoint, described: dict[str, object], path: Path) -> None:
-    """UserError if a data set is not of the kind and vocabulary that a checkpoint was trained on."""
-    for name in ("kind", "vocabulary_size", "vocabulary_hash"):
-        got, expected = described[name], checkpoint.data[name]
-        if got != expected:
-            what = name.replace("_", " ")
-            raise UserError(
-                f"{path}: got {what} {str(got)[:12]}, expected {str(expected)[:12]} as in {checkpoint.path}; "
-                f"use the data set it was trained on ({checkpoint.data['path']})"
-            )
