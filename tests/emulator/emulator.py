@@ -17,6 +17,7 @@ import ctypes
 import functools
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class EmulatorExecutor:
         self.seed = seed
         self.time_limit = TIME_LIMIT if time_limit is None else time_limit
         self.launches = 0
+        self.accesses: Counter[int] = Counter()  # of global memory by their bytes, in checked mode
 
     def function(self, kernel: Kernel) -> Callable[..., None]:
         """`launch(grid, block, arguments, shared_bytes=0)`; raises EmulatorFault."""
@@ -102,6 +104,7 @@ class EmulatorExecutor:
             seed = self.seed and (self.seed * 0x9E3779B97F4A7C15 + self.launches) % 2**64
             with _one_at_a_time:
                 faults = library.launch(grid, block, arguments, shared_bytes, seed, self.mode, self.time_limit)
+                self.accesses.update(library.accesses())
             if faults:
                 raise EmulatorFault(kernel.name, grid, block, faults)
 
@@ -137,10 +140,16 @@ class _Library:
         self._allocate, self._free_all, self._faults = runtime.ttr_allocate, runtime.ttr_free_all, runtime.ttr_faults
         self._allocate.restype = ctypes.c_void_p
         self._faults.restype = ctypes.c_char_p
+        self._accesses = runtime.ttr_accesses
+        self._accesses.restype = ctypes.c_uint64
         signature = getattr(library, f"ttr_signature_{name}")
         signature.restype = ctypes.c_char_p
         text = signature().decode()
         self.parameters = [text[i : i + 2] for i in range(0, len(text), 2)]
+
+    def accesses(self) -> dict[int, int]:
+        """How often the last launch read or wrote 1, 2, 4, 8, 16 bytes of global memory at once."""
+        return {size: self._accesses(ctypes.c_size_t(size)) for size in (1, 2, 4, 8, 16)}
 
     def launch(
         self,

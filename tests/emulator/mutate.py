@@ -195,7 +195,7 @@ class _Selection:
     def _concerns(self, item: Any) -> bool:
         operation = item.callspec.params.get("operation") if hasattr(item, "callspec") else None
         if operation is None:
-            return bool({*item.path.relative_to(TESTS).parts[:-1]} & {*self.folders})
+            return bool({*item.path.relative_to(TESTS).with_suffix("").parts} & {*self.folders})
         return any(f".{folder}" in f"{operation.forward.__module__}." for folder in self.folders)
 
     def pytest_runtestloop(self, session: Any) -> bool:

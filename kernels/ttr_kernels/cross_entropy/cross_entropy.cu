@@ -158,14 +158,15 @@ __device__ __forceinline__ float loss_of(
   return loss;
 }
 
-// A logit's gradient is exp(logit − largest) · factor − share, less `hit` at the target.
+// A logit's gradient is exp(logit − largest) · factor − share, less `hit` at the target, and 0 where that is ignored:
+// only where all are is `count` 0.
 struct Slope {
   float largest, factor, share, hit;
   int target;
 };
 __device__ __forceinline__ Slope slope_of(
     float largest, float total, int target, float dloss, int count, int width, float smoothing, float z) {
-  const float scale = target == WRONG ? not_a_number() : dloss / float(max(count, 1));
+  const float scale = target == WRONG ? not_a_number() : dloss / float(count);
   const float factor = scale * (1.0f + 2.0f * z * (largest + logf(total))) / total;
   return Slope{largest, factor, scale * (smoothing / float(width)), scale * (1.0f - smoothing), target};
 }

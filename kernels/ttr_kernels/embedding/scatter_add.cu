@@ -44,7 +44,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_chunks(
     }
 #pragma unroll
     for (int i = 0; i < AHEAD; ++i) {
-      if (key[i] >= vocabulary) break;
       const bool ends = key[i + 1] != key[i];
 #pragma unroll
       for (int j = 0; j < VECTOR; ++j) sum[j] += values[i][j];
@@ -63,15 +62,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_chunks(
   }
 }
 
-// Of the run that begins in chunk blockIdx.x and goes on in the next: the parts, added to the table's row. A block has 32
-// vectors of columns, and of each WARPS threads that take every WARPS-th part.
+// Of the run that begins in chunk blockIdx.x, which is not the last, and goes on in the next: the parts, added to the
+// table's row. A block has 32 vectors of columns, and of each WARPS threads that take every WARPS-th part.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) add_cut_runs(
     const unsigned* __restrict__ keys, long long size, long long vocabulary, const float* __restrict__ partials,
     float* table, long long table_stride, long long width) {
   TTR_SHARED(float, sums, WARPS * VECTOR * 32);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const long long chunk = blockIdx.x, begin = chunk * CHUNK, end = begin + CHUNK;
-  if (end >= size) return;
   const unsigned key = keys[end - 1];
   if (key >= vocabulary || keys[end] != key || (begin > 0 && keys[begin - 1] == key)) return;
   // The last chunk that begins with this key: it is `low` or lies below `high`.

@@ -17,8 +17,8 @@ constexpr int BLOCK = 1024, WARPS = BLOCK / 32, DIGITS = 256;
 __device__ __forceinline__ unsigned key_at(
     const Index* indices, const unsigned* keys, long long place, long long vocabulary) {
   if (keys) return keys[place];
-  const long long index = indices[place];
-  return unsigned(index >= 0 && index < vocabulary ? index : vocabulary);
+  // A negative index is a large number.
+  return unsigned(min((unsigned long long)indices[place], (unsigned long long)vocabulary));
 }
 
 // counts (DIGITS, blocks)

@@ -102,12 +102,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) geglu_backward(
     // The block's first line of threads adds up what the others have, in order.
     TTR_SHARED(float, scratch, 2 * VECTOR * THREADS);
     const int thread = int(threadIdx.y * blockDim.x + threadIdx.x);
-    if (threadIdx.y > 0) {
 #pragma unroll
-      for (int j = 0; j < VECTOR; ++j) {
-        scratch[2 * j * THREADS + thread] = sums.gate[j];
-        scratch[(2 * j + 1) * THREADS + thread] = sums.value[j];
-      }
+    for (int j = 0; j < VECTOR; ++j) {
+      scratch[2 * j * THREADS + thread] = sums.gate[j];
+      scratch[(2 * j + 1) * THREADS + thread] = sums.value[j];
     }
     __syncthreads();
     if (threadIdx.y > 0 || !inside) return;

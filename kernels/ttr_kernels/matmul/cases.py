@@ -44,6 +44,7 @@ OPERATION = Operation(
         Case("no rows", _inputs((0, 16), 8)),
         Case("inner size 1", _inputs((9, 1), 4)),
         Case("with bias", _inputs((70, 24), 40, bias=True)),
+        Case("few rows, wide, with bias", _inputs((2, 5), 1100, bias=True)),
         _timed(2048, 256, 768),
         _timed(2048, 256, 2048),
         _timed(2048, 1024, 256),

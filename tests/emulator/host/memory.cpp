@@ -56,6 +56,7 @@ size_t dynamic_bytes, static_bytes;
 uint32_t serial, launch_serial, block_serial, first_clock;
 uint32_t clocks[max_threads][max_threads];
 uintptr_t image_first, image_last;  // the kernel's library: its constants may be read
+uint64_t accesses[17];  // of global memory in this launch, by their bytes
 
 char* reserve(size_t bytes, int protection) {
   void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -199,6 +200,7 @@ void begin_launch(const void* entry) {
   dl_iterate_phdr(note_image, const_cast<void*>(entry));
   launch_serial = ++serial & serial_mask;
   first_clock = 1;
+  std::fill(std::begin(accesses), std::end(accesses), 0);
 }
 
 void begin_block(size_t bytes) {
@@ -273,6 +275,7 @@ void check_access(const void* address, size_t bytes, Access access, const void* 
   if (!machine.checking) return;
   const Thread& me = *machine.current;
   bool is_shared = in_shared(at);
+  if (!is_shared && bytes <= 16) ++accesses[bytes];
   uint32_t now = static_cast<uint32_t>(me.number) << clock_bits | me.clock[me.number];
   for (size_t i = 0; i < bytes; ++i)
     if (!check_cell(cells[offset + i], is_shared, at + i, access, me, now, where)) return;
@@ -307,6 +310,9 @@ TTR_API void ttr_free_all() {
   buffers.clear();
   arena_top = guard_bytes + shared_capacity;
 }
+
+// How often a thread read or wrote so many bytes of global memory at once in the last launch, in checked mode.
+TTR_API uint64_t ttr_accesses(size_t bytes) { return accesses[bytes]; }
 
 // --- for kernels
 

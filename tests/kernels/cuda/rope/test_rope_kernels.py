@@ -59,6 +59,7 @@ def exact(x, table, interleaved, backwards=False):
         pytest.param((3, 17, 48), 16, 0, 16, id="17 heads, a third turns"),
         pytest.param((3, 5, 40), 24, 1, 5, id="5 heads, half a head of 12"),
         pytest.param((2, 37, 128), 128, 0, 0, id="several blocks for a row"),
+        pytest.param((2, 17, 86), 86, 0, 0, id="several blocks for a row, the last not full"),
         pytest.param((130, 1, 8), 2, 0, 0, id="many rows, one pair"),
     ],
 )
