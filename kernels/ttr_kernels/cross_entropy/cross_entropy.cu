@@ -118,7 +118,8 @@ __device__ __forceinline__ void add_tile(
 __device__ __forceinline__ void add_edge(Statistics& s, float edge, const Span& span, float hit) {
   if (span.edge < 0) return;
   const float largest = fmaxf(s.largest, edge);
-  if (edge > s.largest || (edge == s.largest && span.edge < s.best)) s.best = span.edge;
+  if (edge > s.largest) s.best = span.edge;
+  else if (edge == s.largest) s.best = min(s.best, span.edge);
   s.total = s.total * exp_fast(s.largest - largest) + exp_fast(edge - largest);
   s.above += hit - edge;
   s.largest = largest;

@@ -94,6 +94,24 @@ def test_losses_and_gradient_in_place_wherever_rows_begin(width, gap, offset, dt
         assert np.isnan(np.lib.stride_tricks.as_strided(logits, (6, width + gap))[:, width:]).all()
 
 
+@pytest.mark.parametrize("dtype", list(checks.DTYPES))
+def test_the_first_of_equal_logits_where_one_thread_has_both(dtype, on_emulator):
+    """In a vector, and before the first or behind the last one."""
+    dtype, width = checks.DTYPES[dtype], 98
+    vector = 16 // dtype.itemsize
+    logits = logits_at(np.random.default_rng(11), 1, width, dtype, offset=1)
+    begin = -logits.ctypes.data % 16 // dtype.itemsize
+    behind = begin + (width - begin) // vector * vector
+    assert 0 < begin < behind < width
+    targets, losses, best = np.zeros(1, np.int32), np.empty(1, np.float32), np.empty(1, np.int32)
+    _, saved = cross_entropy_forward(logits, targets)
+    for equal in ([0, begin], [begin + vector * vector, behind]):
+        logits[0] = 1.0
+        logits[0, equal] = 9.0
+        gpu.losses_and_gradient(logits, targets, saved.smoothing, saved.count, losses, best, False)
+        assert best[0] == equal[0]
+
+
 @pytest.mark.parametrize("offset", [0, 3])
 def test_gradient_elsewhere(offset, on_emulator):
     rng = np.random.default_rng(3)
