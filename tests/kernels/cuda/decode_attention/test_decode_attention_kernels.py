@@ -51,6 +51,18 @@ def test_a_sequence_gets_the_same_bits_in_any_batch(on_emulator):
     np.testing.assert_array_equal(alone[0], together[0])
 
 
+@pytest.mark.parametrize("heavy", [slice(128), slice(30_900, None)], ids=["first", "last"])
+def test_a_piece_of_the_first_or_last_combining_warp_has_all_the_weight(heavy):
+    """exp2 of its logits less those of the other pieces would be infinite."""
+    inputs = made([31_000], 31_000, 1, 1, 4)
+    inputs["q"][...] = [1, 0, 0, 0]
+    inputs["k"][..., 0] = 0
+    inputs["k"][0, heavy, 0, 0] = 400
+    with use_executor(emulator.EmulatorExecutor()), emulator.poisoned_empty():
+        got = decode_attention(**inputs, scale=1.0)
+    np.testing.assert_allclose(got, exact(**inputs, scale=1.0), atol=2e-6)
+
+
 @pytest.mark.parametrize("kind", ["linear", "log"])
 def test_years_after_the_last_event(kind, on_emulator):
     inputs = made([150], 140, 2, 2, 16)
