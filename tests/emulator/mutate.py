@@ -354,7 +354,7 @@ class Laboratory:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("operation", help="a folder of ttr_kernels with .cu files, or `common`")
-    parser.add_argument("--tests", help="operations whose tests run, separated by commas (default: itself)")
+    parser.add_argument("--tests", help="operations (and modules) whose tests run, by commas (default: itself)")
     parser.add_argument("--select", default="", help="run only these of the tests (pytest's -k): a lower bound, sooner")
     parser.add_argument("--sample", type=int, help="try that many mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
