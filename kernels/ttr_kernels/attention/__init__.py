@@ -83,8 +83,7 @@ class Dropout:
 
     def key(self, heads: int) -> Array:
         """What kernels draw with, uint32: (key low, key high, offset low, offset high, counter of the first row)."""
-        first = self.first_row * heads & 0xFFFFFFFF
-        return np.append(key_and_offset(self.seed, self.offset), np.uint32(first))
+        return key_and_offset(self.seed, self.offset, self.first_row * heads)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def backward(
     parallel_for(row_dots, total, rows_do, _rows(saved.out), options.heads, options.dim, dots, grain=64)
 
     sequences = len(visibility.query_offsets) - 1
-    blocks = -(-_longest(visibility.key_offsets) // BACKWARD_KEYS)
+    longest = _longest(visibility.key_offsets)
+    blocks = -(-longest // BACKWARD_KEYS)
     wanted = -(-_WANTED_UNITS // max(sequences * options.kv_heads, 1))
     splits = max(1, min(wanted, _MOST_SPLITS, blocks))
     blocks = max(1, min(MOST_BLOCKS, -(-blocks // splits)))
@@ -72,7 +73,7 @@ def backward(
     group = options.heads // options.kv_heads
     width = padded(options.dim)
     # Where every sequence's keys are one part, each unit writes its queries' gradients itself.
-    whole = splits == 1 and _longest(visibility.key_offsets) <= blocks * BACKWARD_KEYS
+    whole = splits == 1 and longest <= blocks * BACKWARD_KEYS
     partial_dq = zeros(0 if whole else splits * total * options.heads * width, FLOAT32)
     rows_dq = Rows(*result_rows("dq", dq, 2)[::2])
     bias_sums = zeros((len(units), group, 2), FLOAT64)
@@ -100,7 +101,7 @@ def backward(
             grain=64,
         )  # fmt: skip
     if gradient is not None:
-        _add_bias_gradients(bias_sums, units[:, 1], gradient)
+        _add_bias_gradients(bias_sums, options.kv_heads, gradient)
 
 
 def _rows(array: Array) -> Rows:
@@ -136,11 +137,6 @@ def _time_arrays(
     return kernel_view(times), kernel_view(key_times), kernel_view(bias.rate), kernel_view(bias.tau)
 
 
-def _longest(offsets: Array) -> int:
-    lengths: Array = np.subtract(offsets[1:], offsets[:-1], out=empty(len(offsets) - 1, INT64))
-    return int(lengths.max(initial=0))
-
-
 def _grain(units: int) -> int:
     # Enough ranges that no thread waits long for the last one, few enough that handing them out costs nothing.
     return max(1, units // 64)
@@ -154,6 +150,14 @@ def _forward_units(query_offsets: Array, kv_heads: int, chunk: int) -> Array:
 
 
 @jit
+def _longest(offsets: Any) -> int:
+    longest = 0
+    for n in range(len(offsets) - 1):
+        longest = max(longest, offsets[n + 1] - offsets[n])
+    return longest
+
+
+@jit
 def _chunks(offsets: Any, chunk: int) -> int:
     count = 0
     for n in range(len(offsets) - 1):
@@ -163,9 +167,7 @@ def _chunks(offsets: Any, chunk: int) -> int:
 
 @jit
 def _fill_forward_units(offsets: Any, kv_heads: int, chunk: int, units: Any) -> None:
-    longest = 0
-    for n in range(len(offsets) - 1):
-        longest = max(longest, offsets[n + 1] - offsets[n])
+    longest = _longest(offsets)
     unit = 0
     # Under a causal mask later chunks see more keys: begin with them.
     for first in range((longest - 1) // chunk * chunk, -1, -chunk):
@@ -186,10 +188,8 @@ def _backward_units(visibility: Visibility, kv_heads: int, splits: int) -> Array
     return units.reshape(-1, 3)
 
 
-def _add_bias_gradients(bias_sums: Array, heads: Any, gradient: TimeBiasGrad) -> None:
-    # bias_sums (units, group, 2): summed unit by unit in a fixed order.
-    group = bias_sums.shape[1]
-    totals = np.zeros((gradient.rate.size // group, group, 2))
-    np.add.at(totals, heads, bias_sums)
+def _add_bias_gradients(bias_sums: Array, kv_heads: int, gradient: TimeBiasGrad) -> None:
+    # bias_sums (units, group, 2): of all heads in turn for each sequence and split, summed in that order.
+    totals = bias_sums.reshape(-1, kv_heads, *bias_sums.shape[1:]).sum(axis=0)
     gradient.rate[...] += totals[..., 0].reshape(-1).astype(gradient.rate.dtype)
     gradient.tau[...] += totals[..., 1].reshape(-1).astype(gradient.tau.dtype)

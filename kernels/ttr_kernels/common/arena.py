@@ -94,8 +94,7 @@ class Arena:
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         """An array with undefined content, C-contiguous, ALIGNMENT bytes aligned."""
-        if type(dtype) is not np.dtype:
-            dtype = np.dtype(dtype)
+        dtype = np.dtype(dtype)
         count = shape if type(shape) is int else math.prod(shape)  # type: ignore[arg-type]
         size = (dtype.itemsize * count + ALIGNMENT - 1) & -ALIGNMENT
         if size == 0:
@@ -137,7 +136,8 @@ class Arena:
         return self.live
 
     def _place(self, size: int) -> int:
-        self.collect()
+        if self._dead:
+            self.collect()
         return self._take(size)
 
     def _lease(self, owner: Any, offset: int, size: int) -> None:

@@ -10,7 +10,7 @@ import functools
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -40,7 +40,7 @@ _LARGE = 1 << 20
 numpy_version = "cpu"
 
 
-def check(**arguments: tuple[Any, str] | tuple[Any, str, Iterable[DType]]) -> dict[str, int]:
+def check(**arguments: tuple[Any, str] | tuple[Any, str, Collection[DType]]) -> dict[str, int]:
     """Check kinds, shapes and dtypes of named arrays, and return the sizes of the named dimensions.
 
     Each argument is `name=(array, "B T C")` or `name=(array, "B T C", dtypes)`. A dimension is a name (equal names must
@@ -54,7 +54,8 @@ def check(**arguments: tuple[Any, str] | tuple[Any, str, Iterable[DType]]) -> di
     """
     sizes: dict[str, int] = {}
     first_name, first = "", None
-    for name, (array, pattern, *rest) in arguments.items():
+    for name, given in arguments.items():
+        array, pattern = given[0], given[1]
         if array is None:
             continue
         if first is None:
@@ -64,24 +65,33 @@ def check(**arguments: tuple[Any, str] | tuple[Any, str, Iterable[DType]]) -> di
             first_name, first = name, array
         else:
             _check_same_kind(name, array, first_name, first)
-        dtypes = tuple(rest[0]) if rest else FLOATS
+        dtypes = given[2] if len(given) == 3 else FLOATS
         if array.dtype not in dtypes:
             raise TypeError(f"{name}: got dtype {array.dtype}, expected {' or '.join(str(d) for d in dtypes)}")
-        dims = pattern.split()
-        shape = array.shape
-        if dims and dims[0] == "...":
-            dims = dims[1:]
-            shape = shape[max(len(shape) - len(dims), 0) :]
-        fits = len(dims) == len(shape)
-        for dim, size in zip(dims, shape, strict=False):
-            fits = fits and size == (int(dim) if dim.isdigit() else sizes.setdefault(dim, size))
+        named = _named_sizes(pattern, array.shape)
+        fits = named is not None
+        for dim, size in named or ():
+            fits = fits and sizes.setdefault(dim, size) == size
         if not fits:
-            known = ", ".join(f"{dim}={sizes[dim]}" for dim in dims if dim in sizes)
+            known = ", ".join(f"{dim}={sizes[dim]}" for dim in pattern.split() if dim in sizes)
             raise ValueError(
                 f"{name}: got shape {array.shape}, expected ({', '.join(pattern.split())})"
                 + (f" with {known}" if known else "")
             )
     return sizes
+
+
+@functools.lru_cache(maxsize=4096)
+def _named_sizes(pattern: str, shape: tuple[int, ...]) -> tuple[tuple[str, int], ...] | None:
+    """The named dimensions of a pattern with their sizes in a shape; None if it has other dimensions."""
+    dims = pattern.split()
+    if dims[:1] == ["..."]:
+        dims = dims[1:]
+        shape = shape[max(len(shape) - len(dims), 0) :]
+    pairs = list(zip(dims, shape, strict=False))
+    if len(dims) != len(shape) or any(dim.isdigit() and int(dim) != size for dim, size in pairs):
+        return None
+    return tuple(pair for pair in pairs if not pair[0].isdigit())
 
 
 def check_out(name: str, out: Array | None, shape: tuple[int, ...], dtype: DType, like: Array | None = None) -> Array:
@@ -105,12 +115,17 @@ def check_out(name: str, out: Array | None, shape: tuple[int, ...], dtype: DType
 def check_same_dtype(**arrays: Array | None) -> DType:
     """The one dtype of the arrays (None is passed over), which are also of one kind; TypeError naming the first that
     differs."""
-    given = [(name, array) for name, array in arrays.items() if array is not None]
-    first_name, first = given[0]
-    for name, array in given[1:]:
+    first_name, first = "", None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if first is None:
+            first_name, first = name, array
+            continue
         _check_same_kind(name, array, first_name, first)
         if array.dtype != first.dtype:
             raise TypeError(f"{name}: got dtype {array.dtype}, expected {first.dtype} like {first_name}")
+    assert first is not None
     return first.dtype
 
 
@@ -191,14 +206,14 @@ def implementation(array: Array, package: str) -> ModuleType:
     if isinstance(array, np.ndarray):
         version = "reference" if array.dtype == FLOAT64 else numpy_version
         if version != "gpu":
-            return importlib.import_module(f"{package}.{version}")
+            return _module(package, version)
     elif array.dtype == FLOAT64:
         raise TypeError(
             "got a cupy.ndarray of float64, expected float32, bfloat16 or float16 (float64 runs the reference, on "
             "NumPy arrays: convert with cupy.asnumpy)"
         )
     try:
-        return importlib.import_module(f"{package}.gpu")
+        return _module(package, "gpu")
     except ModuleNotFoundError as error:
         if error.name != f"{package}.gpu":
             raise
@@ -206,6 +221,12 @@ def implementation(array: Array, package: str) -> ModuleType:
         raise NotImplementedError(
             f"{operation}: has no GPU version yet; convert its arrays with cupy.asnumpy to compute it on the CPU"
         ) from None
+
+
+@functools.cache
+def _module(package: str, version: str) -> ModuleType:
+    # Asking for a module that is loaded already takes longer than it should, once for every operation.
+    return importlib.import_module(f"{package}.{version}")
 
 
 _P = ParamSpec("_P")
@@ -220,24 +241,18 @@ def takes_cuda_arrays(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def converting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for value in args:
-            if type(value) not in _as_they_are:
-                break
-        else:
-            for value in kwargs.values():
-                if type(value) not in _as_they_are:
-                    break
-            else:
-                return function(*args, **kwargs)
         converted = {name: view_of_cuda_array(value) for name, value in kwargs.items()}
         return function(*map(view_of_cuda_array, args), **converted)
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if profiling.active is None:
-            return converting(*args, **kwargs)
-        result: _R = profiling.active.run(converting, args, kwargs)
-        return result
+        if profiling.active is not None:
+            result: _R = profiling.active.run(converting, args, kwargs)
+            return result
+        # A type at a time, in C: every operation comes by here.
+        if _as_they_are.issuperset(map(type, args)) and _as_they_are.issuperset(map(type, kwargs.values())):
+            return function(*args, **kwargs)
+        return converting(*args, **kwargs)
 
     return call
 
@@ -267,20 +282,32 @@ def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
     Raises ValueError if such a view does not exist; see `contiguous_rows` for inputs, which may be copied, and
     `result_rows` for results.
     """
-    split = array.ndim - inner
-    lead, rest = array.shape[:split], array.shape[split:]
-    item = array.itemsize
     if array.size == 0 or array.flags.c_contiguous:
+        split, shape = array.ndim - inner, array.shape
         flat = array.reshape(-1) if isinstance(array, np.ndarray) else array
-        return _kernel_dtype(flat), math.prod(lead), math.prod(rest)
+        return _kernel_dtype(flat), math.prod(shape[:split]), math.prod(shape[split:])
+    rows, stride, row = _evenly_spaced(array.shape, array.strides, array.itemsize, inner)
+    if not isinstance(array, np.ndarray):
+        # Kernels on a GPU need no more than the address of the first element.
+        return array, rows, stride
+    flat = np.lib.stride_tricks.as_strided(array, ((rows - 1) * stride + row,), (array.itemsize,))
+    return _kernel_dtype(flat), rows, stride
+
+
+@functools.lru_cache(maxsize=1024)
+def _evenly_spaced(
+    shape: tuple[int, ...], strides: tuple[int, ...], item: int, inner: int
+) -> tuple[int, int, int]:  # fmt: skip
+    """Number of rows of `inner` dimensions, elements between them, and of one; ValueError where there are no such."""
+    split = len(shape) - inner
     expected = item
-    for size, stride in zip(reversed(rest), reversed(array.strides[split:]), strict=True):
+    for size, stride in zip(reversed(shape[split:]), reversed(strides[split:]), strict=True):
         if size != 1 and stride != expected:
             raise ValueError("the last dimensions are not contiguous")
         expected *= size
     row = expected
     rows, stride = 1, row
-    for size, step in zip(reversed(lead), reversed(array.strides[:split]), strict=True):
+    for size, step in zip(reversed(shape[:split]), reversed(strides[:split]), strict=True):
         if size == 1:
             continue
         if rows == 1:
@@ -290,11 +317,7 @@ def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
         rows *= size
     if stride < row or stride % item:
         raise ValueError("rows overlap or run backwards")
-    if not isinstance(array, np.ndarray):
-        # Kernels on a GPU need no more than the address of the first element.
-        return array, rows, stride // item
-    flat = np.lib.stride_tricks.as_strided(array, ((rows - 1) * (stride // item) + row // item,), (item,))
-    return _kernel_dtype(flat), rows, stride // item
+    return rows, stride // item, row // item
 
 
 def contiguous_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
@@ -321,16 +344,16 @@ def kernel_view(array: Array) -> Array:
     return _kernel_dtype(contiguous(array))
 
 
+_BITS = {BFLOAT16: np.dtype(np.uint16), FLOAT16: np.dtype(np.int16)}
+
+
 def _kernel_dtype(array: Array) -> Array:
     if not isinstance(array, np.ndarray):
         return array
     # numba knows neither 16-bit float on the CPU: bfloat16 travels as uint16 and float16 as int16, told apart by
     # signedness, and storage.load/store convert.
-    if array.dtype == BFLOAT16:
-        return array.view(np.uint16)
-    if array.dtype == FLOAT16:
-        return array.view(np.int16)
-    return array
+    bits = _BITS.get(array.dtype)
+    return array if bits is None else array.view(bits)
 
 
 def _parameter_dtypes(dtype: DType) -> str:

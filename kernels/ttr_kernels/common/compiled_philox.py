@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def kept_pairs(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any, threshold: 
     return first, second
 
 
+@functools.cache
 def factor_bits(scale: float) -> np.uint64:
     """The bits of float32(scale), for `kept_pairs`."""
     return np.uint64(np.float32(scale).view(np.uint32))

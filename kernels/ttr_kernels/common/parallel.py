@@ -151,9 +151,14 @@ def _wait_uninterrupted(worker: _Worker, errors: list[BaseException]) -> None:
             errors.append(interrupt)
 
 
-@contextlib.contextmanager
-def single_threaded_blas() -> Iterator[None]:
+def single_threaded_blas() -> contextlib.AbstractContextManager[None]:
     """BLAS calls inside use one thread each; the previous setting comes back on leaving."""
+    # To ask the libraries takes as long as a small product.
+    return contextlib.nullcontext() if _limited else _switched_to_one_thread()
+
+
+@contextlib.contextmanager
+def _switched_to_one_thread() -> Iterator[None]:
     libraries = _blas_libraries()
     before = [library.get_num_threads() for library in libraries]
     for library, threads in zip(libraries, before, strict=True):
@@ -168,6 +173,7 @@ def single_threaded_blas() -> Iterator[None]:
 
 
 _libraries: list[Any] | None = None
+_limited = False  # for the whole process
 
 
 def _blas_libraries() -> list[Any]:
@@ -191,5 +197,7 @@ def blas_files(api: str) -> list[str]:
 
 def limit_blas() -> None:
     """Set BLAS to one thread for the whole process: for programs (the trainer), so that no call needs to switch."""
+    global _limited
     for library in _blas_libraries():
         library.set_num_threads(1)
+    _limited = True

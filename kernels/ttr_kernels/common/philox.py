@@ -9,6 +9,7 @@ and each call gives four 32-bit words. The same for compiled code: compiled_phil
 
 from __future__ import annotations
 
+import functools
 import operator
 
 import numpy as np
@@ -34,12 +35,15 @@ def philox_words(groups: Array, seed: int, offset: int) -> Array:
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def key_and_offset(seed: int, offset: int) -> Array:
-    """(key low, key high, offset low, offset high) as uint32, the form in which kernels take them."""
-    words = [(operator.index(number) >> shift) & 0xFFFFFFFF for number in (seed, offset) for shift in (0, 32)]
-    return np.array(words, np.uint32)
+def key_and_offset(seed: int, offset: int, *further: int) -> Array:
+    """(key low, key high, offset low, offset high) as uint32, the form in which kernels take them; then the lower words
+    of further numbers."""
+    key, at, low = operator.index(seed), operator.index(offset), 0xFFFFFFFF
+    words = [key & low, key >> 32 & low, at & low, at >> 32 & low]
+    return np.array(words + [number & low for number in further], np.uint32)
 
 
+@functools.cache
 def keep_threshold(rate: float) -> np.uint32:
     """An element is dropped iff its word is below this: the probability `rate` in steps of 2^-32."""
     return np.uint32(min(round(rate * 2**32), 2**32 - 1))

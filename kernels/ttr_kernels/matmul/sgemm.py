@@ -17,6 +17,7 @@ from ..common.arrays import Array
 from ..common.compilation import jit, jit_within
 from ..common.scratch import thread_scratch
 from ..common.tile_multiply import LANES
+from ..common.vectors import start_of
 from .micro_kernel import (
     ADD,
     COLUMNS,
@@ -63,14 +64,14 @@ def multiply(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     tall = _TALL if a.strides[1] == 4 else _TALL_TRANSPOSED
     floats_of_b, floats_of_a, floats = scratch_floats(m, n, k, tall)
     multiply_addresses(
-        a.ctypes.data, *a.strides, b.ctypes.data, *b.strides, out.ctypes.data, out.strides[0], m, n, k, tall,
-        way_of(out, accumulate), thread_scratch(floats, "product").ctypes.data, floats_of_b, floats_of_a,
+        start_of(a), *a.strides, start_of(b), *b.strides, start_of(out), out.strides[0], m, n, k, tall,
+        way_of(out, accumulate), start_of(thread_scratch(floats, "product")), floats_of_b, floats_of_a,
     )  # fmt: skip
 
 
 def way_of(out: Array, accumulate: bool) -> int:
     """How a result is written: SET, ADD or STREAM."""
-    aligned = (out.ctypes.data | out.strides[0]) % (4 * LANES) == 0
+    aligned = (start_of(out) | out.strides[0]) % (4 * LANES) == 0
     return ADD if accumulate else STREAM if aligned and 4 * out.size >= _STREAMED else SET
 
 

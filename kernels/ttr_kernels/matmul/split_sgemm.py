@@ -23,6 +23,7 @@ from numba.core import config
 from ..common.arrays import Array
 from ..common.compilation import jit, jit_within
 from ..common.scratch import thread_scratch
+from ..common.vectors import start_of
 from . import sgemm
 from .micro_kernel import ADD, SET, STREAM, add_vector, copy_vector, read, stream_vector, transpose_square, write
 from .split_kernel import (
@@ -98,9 +99,9 @@ def _multiply(most: int, a: Array, b: Array, out: Array, accumulate: bool, turne
     floats_of_b, floats_of_a, floats = sgemm.scratch_floats(tall, max(wide, tall), inner, tall)
     scratch = thread_scratch((_C + _EDGE + _PARTS + bytes_of_b + bytes_of_a) // 4 + floats, "product")
     _multiply_addresses(
-        a.ctypes.data, *a.strides, b.ctypes.data, *b.strides, out.ctypes.data, out.strides[0], m, n, k,
+        start_of(a), *a.strides, start_of(b), *b.strides, start_of(out), out.strides[0], m, n, k,
         inner, tall, SET if turned and way == STREAM else way, turned,
-        _CONFIGURATION.ctypes.data, scratch.ctypes.data, bytes_of_b, bytes_of_a, floats_of_b, floats_of_a,
+        _CONFIGURATION.ctypes.data, start_of(scratch), bytes_of_b, bytes_of_a, floats_of_b, floats_of_a,
     )  # fmt: skip
 
 

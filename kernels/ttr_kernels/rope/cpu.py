@@ -18,7 +18,7 @@ _PAIRS = 16
 
 def rotate(x: Array, cos: Array, sin: Array, interleaved: bool, backwards: bool, out: Array) -> None:
     flat, rows, stride = contiguous_rows(x, inner=2)
-    y, _, y_stride = result_rows("out", out, inner=2)
+    y, _, y_stride = (flat, rows, stride) if out is x else result_rows("out", out, inner=2)
     heads, dim = out.shape[-2:]
     sign = np.float32(-1.0 if backwards else 1.0)
     grain = max(1, 16384 // max(heads * dim, 1))

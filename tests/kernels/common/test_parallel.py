@@ -231,7 +231,8 @@ def blas_threads():
     return [library.get_num_threads() for library in parallel._blas_libraries()]
 
 
-def test_blas_has_one_thread_inside_and_its_own_afterwards():
+def test_blas_has_one_thread_inside_and_its_own_afterwards(monkeypatch):
+    monkeypatch.setattr(parallel, "_limited", False)
     libraries = parallel._blas_libraries()
     before = blas_threads()
     try:
@@ -249,6 +250,8 @@ def test_blas_has_one_thread_inside_and_its_own_afterwards():
         assert blas_threads() == two
         parallel.limit_blas()
         assert set(blas_threads()) <= {1}
+        with single_threaded_blas():
+            assert set(blas_threads()) <= {1}
     finally:
         for library, count in zip(libraries, before, strict=True):
             library.set_num_threads(count)
