@@ -112,9 +112,8 @@ def make_ours(threads: int, path: Path, preset: str, size: int) -> Callable[[], 
         steps += 1
         batch = pack(data, next(batches))
         with model.arena.step():
-            model.zero_gradients()
             loss, saved = model.loss_forward(batch)
-            model.loss_backward(1.0, saved)
+            model.loss_backward(1.0, saved, accumulate=False)
             optimizer.update(steps, TRAIN.lr or 0.0, optimizer.gradient_norm())
             return float(loss), len(batch.tokens)
 

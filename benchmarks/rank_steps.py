@@ -55,9 +55,9 @@ class RankStep:
         model = self._model
         self._steps += 1
         with model.arena.step():
-            model.zero_gradients()
             _, saved = model.loss_forward(self._batch)
-            model.loss_backward(0.5, saved, self._gradients.block_done if sums == "during" else None)
+            done = self._gradients.block_done if sums == "during" else None
+            model.loss_backward(0.5, saved, done, accumulate=False)
         begin = time.perf_counter()
         if sums != "none":
             self._gradients.finish()

@@ -49,9 +49,8 @@ def make_ours(worked_on: Shape, threads: int) -> Callable[[], float]:
         nonlocal steps
         steps += 1
         with model.arena.step():
-            model.zero_gradients()
             loss, saved = model.loss_forward(batch)
-            model.loss_backward(1.0, saved)
+            model.loss_backward(1.0, saved, accumulate=False)
             optimizer.update(steps, TRAIN.lr or 0.0, optimizer.gradient_norm())
             return float(loss)
 

@@ -76,10 +76,9 @@ def _trained(threads: int, config: ModelConfig) -> tuple[Any, Callable[[Recomput
         nonlocal steps
         steps += 1
         with model.arena.step():
-            model.zero_gradients()
             key = DropoutKey(0, steps)
             _, saved = model.loss_forward(batch, key, gradient_scale=scale, recompute=recompute)
-            model.loss_backward(scale, saved)
+            model.loss_backward(scale, saved, accumulate=False)
             optimizer.update(steps, 1e-4, optimizer.gradient_norm(), 1.0 / scale)
 
     return optimizer, step

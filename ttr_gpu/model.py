@@ -136,18 +136,17 @@ class TransformerModel:
         # The blocks' matrices lie together, which an optimizer may treat in its own way, and then what else a backward
         # is done with before them: gradients of ranks are summed in pieces of memory.
         self.flat = flatten([*blocks, *ends, *self.embedding.parameters], backend.xp)
+        # Gradients that sum up in their array, and have to find zeros there: of vectors, and of tables that are read by
+        # row, unless a head writes that first. All others are one product each.
+        self._gathered = [self.flat.gradients[self.flat.decay_end :]]
+        self._gathered += [] if config.tied_head else [self.embedding.table.gradient]
+        if self.time_head is not None and self.time_head.table is not None:
+            self._gathered.append(self.time_head.table.gradient)
         self.arena = Arena(backend.xp)
 
     def zero_gradients(self) -> None:
-        """Set all gradients to zero."""
-        gradients = self.flat.gradients
-        if isinstance(gradients, np.ndarray):
-            # Loaded only here: it loads numba, which a GPU can do without.
-            from ttr_kernels.common.conversion import set_to_zero
-
-            set_to_zero(gradients)
-        else:
-            gradients.fill(0)
+        """Set all gradients to zero: for who wants none of a backward's, which need not find zeros (`accumulate`)."""
+        _set_to_zero(self.flat.gradients)
 
     def values_changed(self) -> None:
         """To be called after parameters were written to: layers then compute with their 16-bit copies made anew."""
@@ -199,16 +198,20 @@ class TransformerModel:
         return loss, LossSaved(embedding, blocks, norm, head, time_head, type_loss, time_loss, time_weight)
 
     def loss_backward(
-        self, dloss: Any, saved: LossSaved, block_done: Callable[[int], None] | None = None
-    ) -> None:  # fmt: skip
-        """Adds dloss times the loss's gradient to every parameter's gradient.
+        self, dloss: Any, saved: LossSaved, block_done: Callable[[int], None] | None = None, *, accumulate: bool = True
+    ) -> None:
+        """Adds dloss times the loss's gradient to every parameter's gradient; `accumulate` False: it becomes that,
+        whatever it was, in one pass over memory less than after `zero_gradients`.
 
         `block_done` is called with len(blocks) after the heads, and after each block, from the last to the first: their
         own gradients have then been added to (a tied head's only in the end).
         """
-        dnormed = self.head.loss_backward(dloss, saved.head)
+        if not accumulate:
+            for gradient in self._gathered:
+                _set_to_zero(gradient)
+        dnormed = self.head.loss_backward(dloss, saved.head, accumulate)
         if self.time_head is not None and saved.time_head is not None:
-            of_gaps = self.time_head.loss_backward(dloss * saved.time_weight, saved.time_head)
+            of_gaps = self.time_head.loss_backward(dloss * saved.time_weight, saved.time_head, accumulate)
             # What overflows in float16 is found by the gradient's norm, and the step skipped.
             with np.errstate(over="ignore", invalid="ignore"):
                 dnormed += contiguous(of_gaps, dnormed.dtype)
@@ -219,10 +222,10 @@ class TransformerModel:
         while saved.blocks:
             # Taken off the list, so that a block's activations are freed as soon as they have served.
             block = self.blocks[len(saved.blocks) - 1]
-            dx = block.backward(dx, restore(block, saved.blocks.pop()))
+            dx = block.backward(dx, restore(block, saved.blocks.pop()), accumulate)
             if block_done is not None:
                 block_done(len(saved.blocks))
-        self.embedding.backward(dx, saved.embedding)
+        self.embedding.backward(dx, saved.embedding, accumulate)
 
     def evaluate_batch(self, batch: PackedTokens) -> BatchScores:
         """Score every position, without dropout."""
@@ -361,6 +364,16 @@ class TransformerModel:
     def flops(self, batch: PackedTokens) -> float:
         """Floating-point operations of one forward and backward (see `model_size.step_flops`)."""
         return sum(step_flops(self.config, batch.cu_seqlens))
+
+
+def _set_to_zero(array: Array) -> None:
+    if isinstance(array, np.ndarray):
+        # Loaded only here: it loads numba, which a GPU can do without.
+        from ttr_kernels.common.conversion import set_to_zero
+
+        set_to_zero(array)
+    else:
+        array.fill(0)
 
 
 def _finite(array: Array) -> bool:

@@ -47,9 +47,9 @@ def test_gradients_agree_with_finite_differences(variant):
         p.value[...] *= 20.0 if p.decay else 1.0
     batch = packed([7, 1, 12], 11)
     options = {"dropout": DropoutKey(3, 8), "label_smoothing": 0.05, "z_loss": 1e-3}
-    model.zero_gradients()
+    model.flat.gradients.fill(np.nan)
     _, saved = model.loss_forward(batch, **options)
-    model.loss_backward(1.0, saved)
+    model.loss_backward(1.0, saved, accumulate=False)
     rng = np.random.default_rng(0)
     for p in model.parameters:
         direction = rng.standard_normal(p.value.shape)
@@ -63,6 +63,23 @@ def test_gradients_agree_with_finite_differences(variant):
         analytic = np.vdot(p.gradient, direction)
         assert analytic == pytest.approx(numeric, rel=1e-5, abs=1e-8), p.name
         assert np.abs(p.gradient).max() > 0, f"{p.name} has no gradient at all"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_first_backward_writes_what_it_would_add_to_zeros(variant, precision):
+    found = []
+    for accumulate in (True, False):
+        model = TransformerModel(config(**VARIANTS[variant], precision=precision), seed=1)
+        model.flat.gradients.fill(np.nan)
+        if accumulate:
+            model.zero_gradients()
+        for batch, adds in ((packed([7, 1, 12], 11), accumulate), (packed([5], 11), True)):
+            _, saved = model.loss_forward(batch, DropoutKey(3, 8))
+            model.loss_backward(0.5, saved, accumulate=adds)
+        found.append(model.flat.gradients)
+    added, written = found
+    np.testing.assert_allclose(written, added, rtol=1e-6, atol=1e-9)
 
 
 def ten_losses(precision="float32"):

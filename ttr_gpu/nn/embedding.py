@@ -48,8 +48,8 @@ class TimedEmbedding:
         y, _ = dropout_add_forward(y, encoded, rate=0.0, out=y)
         return y, TimedEmbeddingSaved(saved, time)
 
-    def backward(self, dy: Array, saved: TimedEmbeddingSaved) -> None:
-        """Adds to the parameters' gradients."""
+    def backward(self, dy: Array, saved: TimedEmbeddingSaved, accumulate: bool = True) -> None:
+        """Adds to the parameters' gradients, or writes that of the time encoding's matrix."""
         embedding_backward(dy, saved.tokens, dtable=self.table.gradient)
         if self.time is not None and saved.time is not None:
-            self.time.backward(dy, saved.time)
+            self.time.backward(dy, saved.time, accumulate)

@@ -65,12 +65,12 @@ class FeedForwardGeGLU:
             hidden, mask = dropout_add_forward(hidden, rate=self.dropout, **dropout.at(self.site), out=hidden)
         return hidden, up, gate, mask
 
-    def backward(self, dy: Array, saved: FeedForwardSaved) -> Array:
-        """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""
-        dhidden, _, _ = linear_backward(dy, saved.down, dweight=self.down.gradient)
+    def backward(self, dy: Array, saved: FeedForwardSaved, accumulate: bool = True) -> Array:
+        """dy (total, C) -> dx (total, C); adds to the parameters' gradients, or writes them."""
+        dhidden, _, _ = linear_backward(dy, saved.down, dweight=self.down.gradient, accumulate=accumulate)
         if saved.dropout is not None:
             dhidden = dropout_add_backward(dhidden, saved.dropout, dx=dhidden)
         # The gradient takes the place of what the GeGLU read: it is not needed any more.
         dboth, _ = geglu_backward(dhidden, saved.gate, dx=saved.gate.x)
-        dx, _, _ = linear_backward(dboth, saved.up, dweight=self.up.gradient)
+        dx, _, _ = linear_backward(dboth, saved.up, dweight=self.up.gradient, accumulate=accumulate)
         return dx

@@ -49,7 +49,9 @@ class TokenHead:
             gradients=gradients, gradient_scale=gradient_scale,
         )  # fmt: skip
 
-    def loss_backward(self, dloss: Any, saved: LinearCrossEntropySaved) -> Array:
-        """-> dx (total, C); adds to the weight's gradient."""
-        dx, _, _ = linear_cross_entropy_backward(dloss, saved, dweight=self.weight.gradient)
+    def loss_backward(self, dloss: Any, saved: LinearCrossEntropySaved, accumulate: bool = True) -> Array:
+        """-> dx (total, C); adds to the weight's gradient, or writes it."""
+        dx, _, _ = linear_cross_entropy_backward(
+            dloss, saved, dweight=self.weight.gradient, accumulate=accumulate
+        )  # fmt: skip
         return dx

@@ -117,9 +117,9 @@ class MultiHeadAttention:
             mixed, attended = linear_attention_forward(q, k, v, features, time_bias=self.decay(), **packed)
         return mixed.reshape(len(x), -1), project, turned, attended
 
-    def backward(self, dy: Array, saved: MultiHeadAttentionSaved) -> Array:
-        """dy (total, C) -> dx (total, C); adds to the parameters' gradients."""
-        dmixed, _, _ = linear_backward(dy, saved.output, dweight=self.output.gradient)
+    def backward(self, dy: Array, saved: MultiHeadAttentionSaved, accumulate: bool = True) -> Array:
+        """dy (total, C) -> dx (total, C); adds to the parameters' gradients, or writes those of its matrices."""
+        dmixed, _, _ = linear_backward(dy, saved.output, dweight=self.output.gradient, accumulate=accumulate)
         dfused = empty((len(dy), len(self.qkv.value)), dy.dtype, dy)
         dq, dk, dv, drotated = self._split(dfused)
         attended, dmixed = saved.attention, dmixed.reshape(saved.attention.q.shape)
@@ -131,7 +131,7 @@ class MultiHeadAttention:
             self.rate.gradient += decay.rate * _sigmoid(self.rate.value)
             self.tau.gradient += decay.tau * self.rate.value.dtype.type(self.time_scale) * _sigmoid(self.tau.value)
         rope_backward(drotated, saved.rope, dx=drotated)
-        dx, _, _ = linear_backward(dfused, saved.project, dweight=self.qkv.gradient)
+        dx, _, _ = linear_backward(dfused, saved.project, dweight=self.qkv.gradient, accumulate=accumulate)
         return dx
 
     def new_cache(

@@ -112,9 +112,9 @@ class TimeEncoding:
         y, project = linear_forward(features, self.project.cast(compute))
         return y, TimeEncodingSaved(saved, project)
 
-    def backward(self, dy: Array, saved: TimeEncodingSaved) -> None:
-        """Adds to the parameters' gradients; timestamps have none."""
-        dfeatures, _, _ = linear_backward(dy, saved.project, dweight=self.project.gradient)
+    def backward(self, dy: Array, saved: TimeEncodingSaved, accumulate: bool = True) -> None:
+        """Adds to the parameters' gradients, or writes its matrix's; timestamps have none."""
+        dfeatures, _, _ = linear_backward(dy, saved.project, dweight=self.project.gradient, accumulate=accumulate)
         width = dfeatures.shape[-1] // len(self.kinds)
         parts = [dfeatures[:, width * index : width * (index + 1)] for index in range(len(self.kinds))]
         for part, kept, frequency, phase in zip(parts, saved.features, self.frequency, self.phase, strict=True):

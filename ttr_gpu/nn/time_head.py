@@ -180,8 +180,9 @@ class TimeHead:
         total = total + share * survived.sum()
         return total, TimeHeadSaved(given, project, mixture, slope, losses, weight, (at, kept), share)
 
-    def loss_backward(self, dloss: Any, saved: TimeHeadSaved) -> Array:
-        """-> dx (total, C) in the master precision; adds to the parameters' gradients."""
+    def loss_backward(self, dloss: Any, saved: TimeHeadSaved, accumulate: bool = True) -> Array:
+        """-> dx (total, C) in the master precision; adds to the parameters' gradients, or writes those of its products
+        (not that of `table`)."""
         k, master = self.components, self.precision.master
         draw = empty((len(saved.slope), 3 * k), self.precision.master, saved.slope)
         dlosses = empty(saved.weight.shape, self.precision.master, saved.weight)
@@ -198,12 +199,14 @@ class TimeHead:
                 part[at] = gradient.astype(draw.dtype)
         dmeans *= self.precision.master.type(self.log_std)
         dlog_scales *= saved.slope
-        dhidden, _, _ = linear_backward(draw, saved.project, dweight=self.weight.gradient, dbias=self.bias.gradient)
+        dhidden, _, _ = linear_backward(
+            draw, saved.project, dweight=self.weight.gradient, dbias=self.bias.gradient, accumulate=accumulate
+        )
         if saved.given is None or self.enter is None or self.table is None:
             return dhidden
         dfused, _ = geglu_backward(dhidden, saved.given.hidden)
         embedding_backward(dfused, saved.given.types, dtable=self.table.gradient)
-        dx, _, _ = linear_backward(dfused, saved.given.enter, dweight=self.enter.gradient)
+        dx, _, _ = linear_backward(dfused, saved.given.enter, dweight=self.enter.gradient, accumulate=accumulate)
         return dx
 
     def _enter(self, x: Array, types: Array | None) -> tuple[Array, GivenTypeSaved | None]:

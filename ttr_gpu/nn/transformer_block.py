@@ -169,20 +169,21 @@ class TransformerBlock:
             return DropoutAddSaved(0.0, 0, 0)
         return DropoutAddSaved(self.residual_dropout, **dropout.at(self.site + 3))
 
-    def backward(self, dy: Array, saved: TransformerBlockSaved) -> Array:
-        """dy like y -> dx like x; adds to the parameters' gradients."""
+    def backward(self, dy: Array, saved: TransformerBlockSaved, accumulate: bool = True) -> Array:
+        """dy like y -> dx like x; adds to the parameters' gradients, or (`accumulate` False) to those of vectors and
+        writes those of matrices, whatever they hold."""
         rows = dy.reshape(-1, self.embed_dim)
         dfed = rows
         if saved.feed_forward_residual.rate > 0:
             dfed = dropout_add_backward(rows, saved.feed_forward_residual)
-        dnormed = self.feed_forward.backward(dfed, saved.feed_forward)
+        dnormed = self.feed_forward.backward(dfed, saved.feed_forward, accumulate)
         dsum, _ = rms_norm_backward(
             dnormed, saved.feed_forward_norm, dsum=rows, dx=dnormed, dweight=self.feed_forward_norm.gradient
         )
         dmixed = dsum
         if saved.attention_residual is not None:
             dmixed = dropout_add_backward(dsum, saved.attention_residual)
-        dnormed = self.attention.backward(dmixed, saved.attention)
+        dnormed = self.attention.backward(dmixed, saved.attention, accumulate)
         dx, _ = rms_norm_backward(
             dnormed, saved.attention_norm, dsum=dsum, dx=dnormed, dweight=self.attention_norm.gradient
         )

@@ -103,7 +103,7 @@ def _products(config: RunConfig, backend: Backend, seconds: _Clock) -> float:
 
         def both(x: Any = x, weight: Any = weight, dy: Any = dy, gradient: Any = gradient) -> None:
             _, saved = linear_forward(x, weight)
-            linear_backward(dy, saved, dweight=gradient)
+            linear_backward(dy, saved, dweight=gradient, accumulate=False)
 
         spent += model.num_layers * seconds(both)
         operations += model.num_layers * 6.0 * rows * columns * tokens
@@ -113,7 +113,7 @@ def _products(config: RunConfig, backend: Backend, seconds: _Clock) -> float:
 
     def head() -> None:
         _, saved = linear_cross_entropy_forward(x, weight, targets)
-        linear_cross_entropy_backward(1.0, saved, dweight=gradient)
+        linear_cross_entropy_backward(1.0, saved, dweight=gradient, accumulate=False)
 
     return (operations + 6.0 * v * c * tokens) / (spent + seconds(head))
 

@@ -203,7 +203,6 @@ class StepGraphs:
         """The step, on what has been written."""
         model, train, optimizer = self._model, self._train, self._optimizer
         with model.arena.everything():
-            model.zero_gradients()
             found: list[Any] = []
             for index, (placed, inputs) in enumerate(zip(shape.placed, shape.inputs, strict=True)):
                 key = DropoutKey(train.seed, 0, offset_at=self._numbers[index : index + 1])
@@ -215,7 +214,7 @@ class StepGraphs:
                     )  # fmt: skip
                     # One batch at a scale of 1 weighs 1.
                     is_known = len(shape.placed) == 1 and not self._dynamic
-                    model.loss_backward(1.0 if is_known else self._weights[index], saved)
+                    model.loss_backward(1.0 if is_known else self._weights[index], saved, accumulate=index > 0)
                 found += [loss, saved.type_loss, saved.time_loss] if self._joint else [loss]
                 del saved
             norm = optimizer.unread_norm()

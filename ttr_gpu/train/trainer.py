@@ -272,7 +272,8 @@ class Trainer:
         """Forward and backward of a step over batches with so many targets each, of `count` in all ranks; what
         `Taken.values` holds. Gradients are kept times `scale`."""
         train, model = self.config.train, self.model
-        model.zero_gradients()
+        if not batches:
+            model.zero_gradients()
         found: list[Any] = []
         for number, (batch, targets) in enumerate(batches):
             placed: PackedTokens = batch
@@ -289,7 +290,7 @@ class Trainer:
             )  # fmt: skip
             # Batches weigh by their targets, so that several equal one large batch.
             ready = self._sum.block_done if self._sum is not None and number == len(batches) - 1 else None
-            model.loss_backward(scale * targets / count, saved, ready)
+            model.loss_backward(scale * targets / count, saved, ready, accumulate=number > 0)
             found += [loss, saved.type_loss, saved.time_loss] if self._joint else [loss]
             del saved  # or the next batch's forward would find its memory taken
         if self._sum is not None:

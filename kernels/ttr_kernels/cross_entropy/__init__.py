@@ -172,8 +172,10 @@ def linear_cross_entropy_backward(
     dx: Array | None = None,
     dweight: Array | None = None,
     dbias: Array | None = None,
+    accumulate: bool = True,
 ) -> tuple[Array, Array, Array | None]:
-    """The saved gradients times dloss: dx is *written*, dweight and dbias (float32) are *accumulated* into.
+    """The saved gradients times dloss: dx is *written*, dweight and dbias (float32) are *accumulated* into, or with
+    accumulate=False written too.
 
     Without `dx` the saved array itself is scaled and returned.
     """
@@ -187,7 +189,7 @@ def linear_cross_entropy_backward(
         dbias = check_parameter_gradient("dbias", dbias, saved.dbias.shape, dx.dtype, dx)
     else:
         dbias = None
-    implementation(dx, __package__).linear_backward(dloss, saved, dx, dweight, dbias)
+    implementation(dx, __package__).linear_backward(dloss, saved, dx, dweight, dbias, accumulate)
     return dx, dweight, dbias
 
 

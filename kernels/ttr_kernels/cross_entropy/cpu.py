@@ -63,16 +63,18 @@ def losses_and_gradient(
     )  # fmt: skip
 
 
-def linear_backward(dloss: Any, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
-    """dx = saved.dx · dloss, and the parameters' gradients likewise, but added."""
+def linear_backward(
+    dloss: Any, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None, accumulate: bool
+) -> None:
+    """dx = saved.dx · dloss, and the parameters' gradients likewise, or added."""
     assert saved.dx is not None
     assert saved.dweight is not None
     number = np.float32(dloss)
     if number != 1 or dx is not saved.dx:
         _scale_into(saved.dx, number, dx, False)
-    _scale_into(saved.dweight, number, dweight, True)
+    _scale_into(saved.dweight, number, dweight, accumulate)
     if dbias is not None and saved.dbias is not None:
-        _scale_into(saved.dbias, number, dbias, True)
+        _scale_into(saved.dbias, number, dbias, accumulate)
 
 
 def _scale_into(x: Array, number: Any, y: Array, accumulate: bool) -> None:

@@ -87,17 +87,19 @@ def losses_and_gradient(
 add_bias_gradient = add_column_sums
 
 
-def linear_backward(dloss: Any, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
-    """dx = saved.dx · dloss, and the parameters' gradients likewise, but added."""
+def linear_backward(
+    dloss: Any, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None, accumulate: bool
+) -> None:
+    """dx = saved.dx · dloss, and the parameters' gradients likewise, or added."""
     assert saved.dx is not None
     assert saved.dweight is not None
     number = _number(dloss, dx)
     is_known_one = number[0] is None and number[1] == 1.0
     if dx is not saved.dx or not is_known_one:
-        _multiply("dx", saved.dx, number, dx, accumulate=False)
-    _multiply("dweight", saved.dweight, number, dweight, accumulate=True)
+        _multiply("dx", saved.dx, number, dx, False)
+    _multiply("dweight", saved.dweight, number, dweight, accumulate)
     if dbias is not None and saved.dbias is not None:
-        _multiply("dbias", saved.dbias, number, dbias, accumulate=True)
+        _multiply("dbias", saved.dbias, number, dbias, accumulate)
 
 
 def _multiply(name: str, x: Array, number: tuple[Array | None, float], y: Array, accumulate: bool) -> None:

@@ -52,14 +52,14 @@ def losses_and_gradient(
 
 
 def linear_backward(
-    dloss: float, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None
+    dloss: float, saved: LinearCrossEntropySaved, dx: Array, dweight: Array, dbias: Array | None, accumulate: bool
 ) -> None:
     assert saved.dx is not None
     assert saved.dweight is not None
     dx[...] = saved.dx * dloss
-    dweight += saved.dweight * dloss
+    dweight[...] = saved.dweight * dloss + (dweight if accumulate else 0)
     if dbias is not None and saved.dbias is not None:
-        dbias += saved.dbias * dloss
+        dbias[...] = saved.dbias * dloss + (dbias if accumulate else 0)
 
 
 def add_bias_gradient(dlogits: Array, dbias: Array) -> None:

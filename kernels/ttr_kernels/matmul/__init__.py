@@ -90,6 +90,7 @@ def linear_backward(
     dx: Array | None = None,
     dweight: Array | None = None,
     dbias: Array | None = None,
+    accumulate: bool = True,
 ) -> tuple[Array, Array, Array | None]:
     """Gradients of `linear_forward`:  dx = dy W    dW += dyᵀ x    db += Σ_rows dy.
 
@@ -98,6 +99,7 @@ def linear_backward(
         saved: from the forward.
         dx: like x, is *written*; must not overlap dy.
         dweight, dbias: float32 (float64 for the reference), are *accumulated* into; zeros if not given.
+        accumulate: False *writes* dweight and dbias, whatever they hold: a first gradient needs no zeros.
 
     Returns:
         (dx, dweight, dbias or None)
@@ -111,5 +113,5 @@ def linear_backward(
     dweight = check_parameter_gradient("dweight", dweight, saved.weight.shape, dy.dtype, dy)
     if saved.has_bias:
         dbias = check_parameter_gradient("dbias", dbias, (saved.weight.shape[0],), dy.dtype, dy)
-    implementation(dy, __package__).backward(dy, saved, dx, dweight, dbias if saved.has_bias else None)
+    implementation(dy, __package__).backward(dy, saved, dx, dweight, dbias if saved.has_bias else None, accumulate)
     return dx, dweight, dbias if saved.has_bias else None

@@ -139,14 +139,16 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         out[...] = y.reshape(out.shape)
 
 
-def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
+def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None, accumulate: bool) -> None:
     g, x = _matrix(dy), _matrix(saved.x)
     target = dx.reshape(-1, dx.shape[-1]) if dx.flags.c_contiguous else empty(x.shape, x.dtype)
     product(g, _like(saved.weight, g), target, False)
     if not np.shares_memory(target, dx):
         dx[...] = target.reshape(dx.shape)
-    product(g.T, x, dweight, True)
+    product(g.T, x, dweight, accumulate)
     if dbias is not None:
+        if not accumulate:
+            dbias[...] = 0
         add_column_sums(g, dbias)
 
 

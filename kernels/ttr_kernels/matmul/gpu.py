@@ -29,12 +29,14 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     _copy_back(y, out)
 
 
-def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
+def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None, accumulate: bool) -> None:
     g, x, target = _matrix(dy), _matrix(saved.x), _result(dx)
     product(g, _like(saved.weight, g), target, False)
     _copy_back(target, dx)
-    product(g.T, x, dweight, True)
+    product(g.T, x, dweight, accumulate)
     if dbias is not None:
+        if not accumulate:
+            dbias[...] = 0
         add_column_sums(g, dbias)
 
 

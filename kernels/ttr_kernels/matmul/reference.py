@@ -18,9 +18,9 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     out[...] = x @ weight.T + (0 if bias is None else bias)
 
 
-def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None) -> None:
+def backward(dy: Array, saved: LinearSaved, dx: Array, dweight: Array, dbias: Array | None, accumulate: bool) -> None:
     rows = dy.reshape(-1, dy.shape[-1])
     dx[...] = dy @ saved.weight
-    dweight += rows.T @ saved.x.reshape(-1, saved.x.shape[-1])
+    dweight[...] = rows.T @ saved.x.reshape(-1, saved.x.shape[-1]) + (dweight if accumulate else 0)
     if dbias is not None:
-        dbias += rows.sum(axis=0)
+        dbias[...] = rows.sum(axis=0) + (dbias if accumulate else 0)
