@@ -6,6 +6,8 @@ of the broken ones the operation's emulated tests find.
     python tests/emulator/mutate.py common --tests rms_norm     # common/cuda, found by the tests of rms_norm
     python tests/emulator/mutate.py rms_norm --list             # show them, run nothing
     python tests/emulator/mutate.py rms_norm --only rms_norm.cu:42
+    python tests/emulator/mutate.py attention --select float32 --json some.json   # some tests, and then
+    python tests/emulator/mutate.py attention --survivors some.json               # all for what they did not find
 
 A mutant changes one place: a barrier or a wait for copies is removed, a wait made one group laxer, a comparison shifted
 or reversed, `+` and `-` exchanged, `min` and `max` too, a correction (`fmaxf`, `*=`, `+=`) dropped, a small constant of
@@ -68,9 +70,12 @@ class Mutant:
         """The file with the change."""
         return original[: self.begin] + self.new + original[self.end :]
 
+    @property
+    def after(self) -> str:
+        return self.text((PACKAGE / self.file).read_text()).splitlines()[self.line - 1].strip()
+
     def __str__(self) -> str:
-        after = self.text((PACKAGE / self.file).read_text()).splitlines()[self.line - 1].strip()
-        return f"{self.place}  {self.rule}\n      {self.before.strip()}\n      {after or '(removed)'}"
+        return f"{self.place}  {self.rule}\n      {self.before.strip()}\n      {self.after or '(removed)'}"
 
 
 def _argument_end(text: str, start: int) -> tuple[list[int], int]:
@@ -359,6 +364,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="try that many mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", help="mutants of places that begin so, e.g. rms_norm.cu:42")
+    parser.add_argument("--survivors", type=Path, help="mutants that survived in the run that wrote this --json")
     parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
     parser.add_argument("--json", type=Path, help="write the result of each mutant here")
     options = parser.parse_args()
@@ -369,6 +375,10 @@ def main() -> int:
     mutants = [mutant for file in files if file.name != "device.cuh" for mutant in mutants_of(file)]
     if options.only:
         mutants = [mutant for mutant in mutants if f"{mutant.place}:".startswith(options.only)]
+    if options.survivors:
+        rows = json.loads(options.survivors.read_text())["mutants"]
+        wanted = {(row["before"], row["after"]) for row in rows if row["verdict"] == "survived"}
+        mutants = [mutant for mutant in mutants if (mutant.before.strip(), mutant.after) in wanted]
     if options.sample is not None and options.sample < len(mutants):
         chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
         mutants = [mutants[i] for i in sorted(chosen)]
@@ -411,7 +421,8 @@ def main() -> int:
         print("survivors:", *survivors, sep="\n  ")
     if options.json:
         rows = [
-            {"place": m.place, "rule": m.rule, "before": m.before.strip(), "verdict": v, "by": b} for m, v, b in results
+            {"place": m.place, "rule": m.rule, "before": m.before.strip(), "after": m.after, "verdict": v, "by": b}
+            for m, v, b in results
         ]
         options.json.write_text(json.dumps({"counts": counts, "mutants": rows}, indent=1))
     return 0

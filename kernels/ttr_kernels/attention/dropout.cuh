@@ -6,8 +6,6 @@
 #pragma once
 #include "philox.cuh"
 
-constexpr bool DROPOUT = TTR_DROPOUT != 0;
-
 struct Mask {
   unsigned threshold;  // a weight is dropped iff its word is below it
   float keep_scale;    // 1 / (1 − rate)

@@ -10,6 +10,7 @@ constexpr int THREADS = 32 * TTR_WARPS;
 template <int ROWS>
 __device__ __forceinline__ void load_tile(Element* tile, const Element* rows, long long stride, int count, int dim) {
   constexpr int ROUND = THREADS / CHUNKS;
+  static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies in every round");
   if (THREADS % CHUNKS == 0 && ROUND % 8 == 0) {
     const int row = int(threadIdx.x) / CHUNKS, chunk = int(threadIdx.x) % CHUNKS;
     const Element* from = rows + row * stride + chunk * CHUNK;
@@ -17,7 +18,6 @@ __device__ __forceinline__ void load_tile(Element* tile, const Element* rows, lo
     const int valid = chunk * CHUNK < dim ? count - row : 0;
 #pragma unroll
     for (int begin = 0; begin < ROWS; begin += ROUND) {
-      if (ROWS % ROUND != 0 && begin + row >= ROWS) break;
       cp_async16(to + begin * WIDTH, begin < valid ? from : rows, begin < valid);
       from += ROUND * stride;
     }
@@ -25,7 +25,6 @@ __device__ __forceinline__ void load_tile(Element* tile, const Element* rows, lo
 #pragma unroll
     for (int begin = 0; begin < ROWS * CHUNKS; begin += THREADS) {
       const int i = begin + int(threadIdx.x);
-      if (ROWS * CHUNKS % THREADS != 0 && i >= ROWS * CHUNKS) break;
       const int row = i / CHUNKS, chunk = i % CHUNKS;
       const bool inside = row < count && chunk * CHUNK < dim;
       cp_async16(tile + place(row, chunk), inside ? rows + row * stride + chunk * CHUNK : rows, inside);

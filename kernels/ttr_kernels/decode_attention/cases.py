@@ -66,6 +66,7 @@ OPERATION = Operation(
         Case("no sequences", _inputs([], 7, 2, 16)),
         Case("after the ring has wrapped", _inputs([40, 41, 79, 100_003], 40, 2, 16)),
         Case("several pieces, wrapped", _inputs([700, 1029], 515, 2, 24)),
+        Case("whole pieces and one key fewer", _inputs([128, 127, 384, 383], 384, 1, 8)),
         Case("window", _inputs([3, 90, 5001], 100, 2, 16, window=33)),
         Case("window of one", _inputs([1, 9], 16, 2, 16, window=1)),
         Case("grouped heads", _inputs([60, 200], 130, 6, 16, kv_heads=2)),

@@ -43,7 +43,7 @@ struct Upstream {
 __device__ __forceinline__ Tile gradients_of_weights(
     const Chunk& chunk, const Upstream& u, const Keys& keys, float* stage) {
   Tile tile = zeros();
-  multiply<true, true>(
+  multiply<ALONG, ALONG>(
       tile, int(keys.dim) + 1, [&](int i, int e) { return u.at(chunk, i, e); },
       [&](int j, int e) { return keys.value(chunk, j, e); }, stage);
   return tile;
@@ -127,10 +127,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_d
     store_part(part, parts, blockIdx.x, heads, scratch);
   }
   Tile tile = zeros();
-  multiply<false, false>(
+  multiply<ACROSS, ACROSS>(
       tile, chunk.count, [&](int j, int i) { return weights[i * SQUARE_ROW + j]; },
       [&](int e, int i) { return column + e < dim ? upstream.at(chunk, i, column + e) : 0.0f; }, stage);
-  multiply<true, false>(
+  multiply<ALONG, ACROSS>(
       tile, int(features), [&](int j, int m) { return keys.phi(chunk, j, m) * until[j]; },
       [&](int e, int m) { return column + e < dim ? after[m * (dim + 1) + column + e] : 0.0f; }, stage);
 #pragma unroll
@@ -162,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) linear_attention_dkeys(
   const Tile gradients = gradients_of_weights(chunk, upstream, keys, stage);
   store_decayed(chunk, gradients, decayed);
   Tile tile = zeros();
-  multiply<true, true>(
+  multiply<ALONG, ALONG>(
       tile, int(dim) + 1, [&](int j, int e) { return keys.value(chunk, j, e); },
       [&](int m, int e) { return first + m < features ? after[(first + m) * (dim + 1) + e] : 0.0f; }, stage);
   double part = 0.0;
@@ -178,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) linear_attention_dkeys(
       if (TTR_DECAYS && m < features) part += double(keys.phi(chunk, key, m) * left) * tile.v[i][j];
     }
   }
-  multiply<false, false>(
+  multiply<ACROSS, ACROSS>(
       tile, chunk.count, [&](int j, int i) { return decayed[i * SQUARE_ROW + j]; },
       [&](int m, int i) { return first + m < features ? queries.phi(chunk, i, first + m) : 0.0f; }, stage);
 #pragma unroll
@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) linear_attention_dqueri
   const Tile gradients = gradients_of_weights(chunk, upstream, keys, stage);
   store_decayed(chunk, gradients, decayed);
   Tile tile = zeros();
-  multiply<true, true>(
+  multiply<ALONG, ALONG>(
       tile, int(dim) + 1, [&](int i, int e) { return upstream.at(chunk, i, e); },
       [&](int m, int e) { return first + m < features ? before[(first + m) * (dim + 1) + e] : 0.0f; }, stage);
   float* own = phi_q + (chunk.row * heads + head) * features + first;
@@ -227,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) linear_attention_dqueri
       if (TTR_DECAYS && first + m < features) part += double(own[query * heads * features + m] * age) * tile.v[i][j];
     }
   }
-  multiply<true, false>(
+  multiply<ALONG, ACROSS>(
       tile, chunk.count, [&](int i, int j) { return decayed[i * SQUARE_ROW + j]; },
       [&](int m, int j) { return first + m < features ? keys.phi(chunk, j, first + m) : 0.0f; }, stage);
 #pragma unroll

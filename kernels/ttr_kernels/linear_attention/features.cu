@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_f
   float top[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
   for (int m = 0; m < count; m += SIDE) {
     Tile tile = zeros();
-    multiply<true, false>(
+    multiply<ALONG, ACROSS>(
         tile, int(dim), scaled, [&](int j, int d) { return m + j < count ? directions[d * count + m + j] : 0.0f; },
         stage);
 #pragma unroll
@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_attention_through_f
   const float total = row_total(int(count), summed);
   if (threadIdx.x % 4 == 0) totals[threadIdx.x / 4] = total;
   Tile tile = zeros();
-  multiply<true, false>(
+  multiply<ALONG, ACROSS>(
       tile, int(count), summed, [&](int j, int m) { return column + j < dim ? features[m * dim + column + j] : 0.0f; },
       stage);
 #pragma unroll

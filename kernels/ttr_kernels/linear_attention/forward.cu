@@ -94,10 +94,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_o
   if (threadIdx.x % 4 == 0) over[threadIdx.x / 4] = inside + since[threadIdx.x / 4] * before;
 
   Tile tile = zeros();
-  multiply<true, false>(
+  multiply<ALONG, ACROSS>(
       tile, chunk.count, [&](int i, int j) { return weights[i * SQUARE_ROW + j]; },
       [&](int e, int j) { return column + e < dim ? keys.value(chunk, j, column + e) : 0.0f; }, stage);
-  multiply<true, false>(
+  multiply<ALONG, ACROSS>(
       tile, int(features), [&](int i, int m) { return queries.phi(chunk, i, m) * since[i]; },
       [&](int e, int m) { return column + e < dim ? sums[m * (dim + 1) + column + e] : 0.0f; }, stage);
 #pragma unroll

@@ -35,7 +35,7 @@ struct Keys {
 // φ(q_i)·φ(k_j) of all pairs.
 __device__ __forceinline__ Tile products(const Chunk& chunk, const Queries& queries, const Keys& keys, float* stage) {
   Tile tile = zeros();
-  multiply<true, true>(
+  multiply<ALONG, ALONG>(
       tile, int(keys.features), [&](int i, int m) { return queries.phi(chunk, i, m); },
       [&](int j, int m) { return keys.phi(chunk, j, m); }, stage);
   return tile;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void store_chunk_sums(
     const Chunk& chunk, long long dim, long long features, float* sums, L left, R right, float* stage) {
   const int tiles = int(dim + SIDE - 1) / SIDE, first = blockIdx.z / tiles * SIDE, column = blockIdx.z % tiles * SIDE;
   Tile tile = zeros();
-  multiply<false, false>(
+  multiply<ACROSS, ACROSS>(
       tile, chunk.count, [&](int i, int j) { return first + i < features ? left(j, first + i) : 0.0f; },
       [&](int e, int j) { return column + e < dim ? right(j, column + e) : 0.0f; }, stage);
 #pragma unroll

@@ -27,24 +27,27 @@ __device__ __forceinline__ Tile zeros() {
   return tile;
 }
 
-// stage[k][i] = element(i, first + k), zeros beyond the depth. ALONG: memory runs along the depth.
-template <bool ALONG, class F>
+// How an operand lies in memory: its rows run along the depth or across it. Neighbouring threads load neighbours there.
+enum Layout { ALONG, ACROSS };
+
+// stage[k][i] = element(i, first + k), zeros beyond the depth.
+template <Layout LAYOUT, class F>
 __device__ __forceinline__ void fill_stage(float* stage, int first, int depth, F element) {
 #pragma unroll
   for (int n = threadIdx.x; n < SIDE * DEPTH; n += THREADS) {
-    const int i = ALONG ? n / DEPTH : n % SIDE, k = ALONG ? n % DEPTH : n / SIDE;
+    const int i = LAYOUT == ALONG ? n / DEPTH : n % SIDE, k = LAYOUT == ALONG ? n % DEPTH : n / SIDE;
     stage[k * STAGE_ROW + i] = first + k < depth ? element(i, first + k) : 0.0f;
   }
 }
 
 // tile += Σ_k a(i, k) · b(j, k) for k < depth; both are zero beyond their rows. `stage` is for STAGE floats. All threads
 // must call; what they wrote to shared memory before, a and b may read.
-template <bool A_ALONG, bool B_ALONG, class A, class B>
+template <Layout A_LAYOUT, Layout B_LAYOUT, class A, class B>
 __device__ __forceinline__ void multiply(Tile& tile, int depth, A a, B b, float* stage) {
   for (int first = 0; first < depth; first += DEPTH) {
     __syncthreads();
-    fill_stage<A_ALONG>(stage, first, depth, a);
-    fill_stage<B_ALONG>(stage + DEPTH * STAGE_ROW, first, depth, b);
+    fill_stage<A_LAYOUT>(stage, first, depth, a);
+    fill_stage<B_LAYOUT>(stage + DEPTH * STAGE_ROW, first, depth, b);
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < DEPTH; ++k) {

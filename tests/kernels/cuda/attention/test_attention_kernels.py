@@ -80,6 +80,40 @@ def test_gaps_stay_exact_between_distant_bursts(kind):
     checks.assert_close("dtau", got[3].tau, wanted[3].tau, 8e-6)
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_logits_of_hundreds(dtype):
+    """Relative to anything but a row's largest logit so far, weights overflow or vanish."""
+    rng = np.random.default_rng(6)
+    # Multiples of 16, exact in every type. Of the first sequence's tiles the first has the largest, of the second's the last.
+    levels = np.where(np.arange(300) < 150, np.arange(300)[::-1] // 5, np.arange(300) // 5 - 30) * rng.integers(-1, 2, 300)
+    q, k = np.zeros((2, 300, 1, 16))
+    q[:, 0, 0], k[:, 0, 0] = 1, 16 * levels
+    v, dout = (rng.standard_normal((2, 300, 1, 16)).astype(dtype)).astype(np.float64)
+    results = []
+    for of in (np.float64, dtype):
+        given = [array.astype(of) for array in (q, k, v)]
+        with use_executor(emulator.EmulatorExecutor()), emulator.poisoned_empty():
+            out, saved = attention_forward(*given, scale=1.0, cu_seqlens=np.array([0, 150, 300], np.int32))
+            results.append([out, *attention_backward(dout.astype(of), saved)[:3]])
+    for exact, got in zip(*results, strict=True):
+        checks.assert_close("result", got, exact, 2e-4 if dtype == FLOAT32 else 2e-2)
+
+
+def test_ages_far_below_tau_keep_their_relative_accuracy():
+    """1 + u would lose them: u is 1e-5 at most, and what it is multiplied by as large as its inverse."""
+    rng = np.random.default_rng(7)
+    q, k, v, dout = rng.standard_normal((4, 1, 130, 1, 16))
+    times = 1.7e9 + np.cumsum(rng.uniform(0, 2, (1, 130)), axis=1)
+    results = []
+    for of in (np.float64, np.float32):
+        bias = TimeBias(np.array([1e5], of), np.array([2e7], of), "log")
+        with use_executor(emulator.EmulatorExecutor()), emulator.poisoned_empty():
+            out, saved = attention_forward(*(x.astype(of) for x in (q, k, v)), times=times, time_bias=bias)
+            results.append([out, *attention_backward(dout.astype(of), saved)[:3]])
+    for exact, got in zip(*results, strict=True):
+        checks.assert_close("result", got, exact, 8e-6)
+
+
 def test_a_linear_bias_far_from_all_keys_keeps_the_logits():
     rng = np.random.default_rng(4)
     key_times = 1e9 + np.cumsum(rng.uniform(0, 1, (1, 130)), axis=1)

@@ -58,7 +58,8 @@ def test_several_tiles_of_features_and_columns(on_emulator):
 def test_decoding_in_pieces_equals_the_forward(decays, on_emulator):
     length, dim, count = 170, 8, 24
     q, k, v = normal(length, 2, dim), normal(length, 1, dim), normal(length, 1, dim)
-    times = event_times(length)
+    # Before 1970: an empty state's time, which does not count, is later.
+    times = event_times(length) - 2.5e9
     times[90:] += 10 * YEAR
     options = {"time_bias": bias(np.float32) if decays else None}
     features = orthogonal_features(count, dim, 1)
@@ -78,6 +79,23 @@ def test_decoding_in_pieces_equals_the_forward(decays, on_emulator):
     assert begin == length
     assert not state.sums[[0, 2]].any()
     assert np.isneginf(state.shift[[0, 2]]).all()
+
+
+def test_steps_of_heads_as_wide_as_two_strips(on_emulator):
+    length, dim, count = 3, 256, 10
+    q, k, v = normal(2 * length, 2, dim), normal(2 * length, 1, dim), normal(2 * length, 1, dim)
+    options = {"times": event_times(2 * length), "time_bias": bias(np.float32)}
+    features = orthogonal_features(count, dim, 1)
+    starts = np.array([0, length, 2 * length], np.int32)
+    whole, _ = linear_attention_forward(q, k, v, features, cu_seqlens=starts, **options)
+    state = LinearAttentionState.empty(2, 2, count, dim)
+    for step in range(length):
+        rows = np.array([step, length + step])
+        options["times"] = event_times(2 * length)[rows]
+        out = linear_attention_extend(
+            q[rows], k[rows], v[rows], features, state, cu_seqlens=np.arange(3, dtype=np.int32), **options
+        )
+        np.testing.assert_allclose(out, whole[rows], atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [0.01, 8.0, 40.0])
