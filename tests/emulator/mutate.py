@@ -363,7 +363,7 @@ def main() -> int:
     parser.add_argument("--select", default="", help="run only these of the tests (pytest's -k): a lower bound, sooner")
     parser.add_argument("--sample", type=int, help="try that many mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--only", help="mutants of places that begin so, e.g. rms_norm.cu:42")
+    parser.add_argument("--only", help="mutants of places that begin so, in this order: forward.cu,tile.cuh:42")
     parser.add_argument("--survivors", type=Path, help="mutants that survived in the run that wrote this --json")
     parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
     parser.add_argument("--json", type=Path, help="write the result of each mutant here")
@@ -374,7 +374,7 @@ def main() -> int:
     # device.cuh is PTX on a GPU and a call into the emulator here: nothing of it can be tried on the host.
     mutants = [mutant for file in files if file.name != "device.cuh" for mutant in mutants_of(file)]
     if options.only:
-        mutants = [mutant for mutant in mutants if f"{mutant.place}:".startswith(options.only)]
+        mutants = [m for place in options.only.split(",") for m in mutants if f"{m.place}:".startswith(place)]
     if options.survivors:
         rows = json.loads(options.survivors.read_text())["mutants"]
         wanted = {(row["before"], row["after"]) for row in rows if row["verdict"] == "survived"}
@@ -409,8 +409,10 @@ def main() -> int:
     quiet = ("-q", "-x", "--no-header", "--capture=no", "-p", "no:cacheprovider", "-p", "no:xdist")
     tests = _Selection((options.tests or options.operation).split(","), experiment)
     code = pytest.main([str(TESTS), *quiet, "-k", options.select], plugins=[tests])
-    if len(results) < len(mutants):
+    if not results:
         return int(code) or 1
+    if len(results) < len(mutants):
+        print(f"\ninterrupted after {len(results)} of {len(mutants)} mutants")
 
     counts = Counter(verdict for _, verdict, _ in results)
     survivors = [mutant for mutant, verdict, _ in results if verdict == "survived"]
