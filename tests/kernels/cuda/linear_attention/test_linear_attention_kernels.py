@@ -98,11 +98,12 @@ def test_steps_of_heads_as_wide_as_two_strips(on_emulator):
         np.testing.assert_allclose(out, whole[rows], atol=2e-5)
 
 
-@pytest.mark.parametrize("size", [0.01, 8.0, 40.0])
-def test_keys_of_any_size_stay_finite(size, on_emulator):
+@pytest.mark.parametrize("size", [0.01, 8.0, 40.0, 1000.0])
+def test_queries_and_keys_of_any_size_stay_finite(size, on_emulator):
     q, k, v = normal(150, 2, 8), normal(150, 2, 8), normal(150, 2, 8)
-    # Small keys after large ones and before them.
-    k *= size * np.where(np.arange(150) % 70 < 35, 1.0, 0.05).astype(np.float32)[:, None, None]
+    q *= size
+    # Small keys before large ones and after them; those of the last chunk are all large.
+    k *= size * np.where(np.arange(150) // 40 % 2 == 1, 1.0, 0.05).astype(np.float32)[:, None, None]
     starts = np.array([0, 150], np.int32)
     out, saved = linear_attention_forward(q, k, v, orthogonal_features(16, 8, 0), cu_seqlens=starts)
     gradients = linear_attention_backward(np.ones_like(out), saved)[:3]
