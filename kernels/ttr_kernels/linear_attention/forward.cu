@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_attention_o
   Tile tile = zeros();
   multiply<ALONG, ACROSS>(
       tile, chunk.count, [&](int i, int j) { return weights[i * SQUARE_ROW + j]; },
-      [&](int e, int j) { return column + e < dim ? keys.value(chunk, j, column + e) : 0.0f; }, stage);
+      [&](int e, int j) { return keys.value(chunk, j, column + e); }, stage);
   multiply<ALONG, ACROSS>(
       tile, int(features), [&](int i, int m) { return queries.phi(chunk, i, m) * since[i]; },
       [&](int e, int m) { return column + e < dim ? sums[m * (dim + 1) + column + e] : 0.0f; }, stage);

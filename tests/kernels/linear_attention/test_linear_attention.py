@@ -120,11 +120,17 @@ def test_queries_and_keys_of_any_size_stay_finite(size):
     q *= size
     # Small keys before large ones and after them; those of the last chunk are all large.
     k *= size * np.where(np.arange(150) // 40 % 2 == 1, 1.0, 0.05).astype(np.float32)[None, :, None, None]
-    out, saved = linear_attention_forward(q, k, v, orthogonal_features(32, 16, 0))
+    features = orthogonal_features(32, 16, 0)
+    out, saved = linear_attention_forward(q, k, v, features)
     gradients = linear_attention_backward(np.ones_like(out), saved)[:3]
     assert all(np.isfinite(array).all() for array in (out, *gradients))
     # A mean of values.
     assert np.abs(out).max() <= np.abs(v).max() * 1.001
+    state = LinearAttentionState.empty(1, 2, 32, 16)
+    for row in (0, 45, 85):
+        own, one = (slice(None), slice(row, row + 1)), np.array([0, 1], np.int32)
+        step = linear_attention_extend(*(x[own][0] for x in (q, k, v)), features, state, cu_seqlens=one)
+        assert np.abs(step).max() <= np.abs(v).max() * 1.001
 
 
 def test_the_future_does_not_change_the_past():

@@ -38,8 +38,9 @@ def event_times(length):
     return 1.7e9 + np.cumsum(np.random.default_rng(0).exponential(60.0, length))
 
 
-def test_several_tiles_of_features_and_columns(on_emulator):
-    length, dim, count = 70, 72, 80
+@pytest.mark.parametrize(("dim", "count"), [(72, 80), (64, 65)])
+def test_several_tiles_of_features_and_columns(dim, count, on_emulator):
+    length = 70
     q, k, v, dout = normal(length, 2, dim), normal(length, 1, dim), normal(length, 1, dim), normal(length, 2, dim + 1)
     features, times = orthogonal_features(count, dim, 0), event_times(length)
     results = []
@@ -83,7 +84,7 @@ def test_decoding_in_pieces_equals_the_forward(decays, on_emulator):
 
 def test_steps_of_heads_as_wide_as_two_strips(on_emulator):
     length, dim, count = 3, 256, 10
-    q, k, v = normal(2 * length, 2, dim), normal(2 * length, 1, dim), normal(2 * length, 1, dim)
+    q, k, v = normal(2 * length, 2, dim), normal(2 * length, 2, dim + 1)[..., 1:], normal(2 * length, 2, dim)
     options = {"times": event_times(2 * length), "time_bias": bias(np.float32)}
     features = orthogonal_features(count, dim, 1)
     starts = np.array([0, length, 2 * length], np.int32)
@@ -105,8 +106,14 @@ def test_queries_and_keys_of_any_size_stay_finite(size, on_emulator):
     # Small keys before large ones and after them; those of the last chunk are all large.
     k *= size * np.where(np.arange(150) // 40 % 2 == 1, 1.0, 0.05).astype(np.float32)[:, None, None]
     starts = np.array([0, 150], np.int32)
-    out, saved = linear_attention_forward(q, k, v, orthogonal_features(16, 8, 0), cu_seqlens=starts)
+    features = orthogonal_features(16, 8, 0)
+    out, saved = linear_attention_forward(q, k, v, features, cu_seqlens=starts)
     gradients = linear_attention_backward(np.ones_like(out), saved)[:3]
     assert all(np.isfinite(array).all() for array in (out, *gradients))
     # A mean of values.
     assert np.abs(out).max() <= np.abs(v).max() * 1.001
+    state = LinearAttentionState.empty(1, 2, 16, 8)
+    for row in (0, 45, 85):
+        position, one = slice(row, row + 1), np.array([0, 1], np.int32)
+        step = linear_attention_extend(q[position], k[position], v[position], features, state, cu_seqlens=one)
+        assert np.abs(step).max() <= np.abs(v).max() * 1.001
