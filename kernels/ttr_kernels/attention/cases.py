@@ -54,7 +54,7 @@ def _inputs(
 
 
 # A number of the generator as the rate: the weight that draws it, the first of the first query, is kept.
-_DRAWN = float(philox_words(np.uint64(0), 3, 9)[0]) / 2**32
+_DRAWN = float(philox_words(np.zeros(1, np.uint64), 3, 9)[0, 0]) / 2**32
 
 OPERATION = Operation(
     "attention",
