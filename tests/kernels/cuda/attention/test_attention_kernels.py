@@ -46,6 +46,14 @@ def test_strided_rows_without_alignment_are_copied():
 # At least three tiles of keys in the forward and of queries in the backward: what a lost barrier needs to show.
 SEVERAL_TILES = Case("", _inputs(1, 0, 2, 24, kv_heads=1, kind="log", packed=[230, 3], dropout=0.1))
 
+# The only tile that the window leaves is the last, whose end no row fills.
+LAST_TILE = Case("", _inputs(1, 5, 2, 24, kv_heads=1, key_length=150, kind="log", window=7))
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32])
+def test_no_row_behind_the_last_is_read(dtype):
+    check(LAST_TILE, dtype, "check")
+
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32])
@@ -62,7 +70,8 @@ def test_any_scale(scale):
 def test_gaps_stay_exact_between_distant_bursts(kind):
     """Milliseconds apart within a burst, years between bursts, at UNIX times."""
     rng = np.random.default_rng(3)
-    gaps = np.where(np.arange(200) % 50 == 0, 3e7, rng.integers(1, 2000, 200) / 1024)
+    # The first burst has queries of a second tile, and more follow it.
+    gaps = np.where(np.isin(np.arange(200), [90, 150]), 3e7, rng.integers(1, 2000, 200) / 1024)
     times = 1.6e9 + np.cumsum(gaps)[None, :]
     q, k, v, dout = (rng.standard_normal((1, 200, 1, 16)) for _ in range(4))
     rate, tau = np.array([0.7]), np.array([0.05])
