@@ -55,6 +55,10 @@ def test_no_row_behind_the_last_is_read(dtype):
     check(LAST_TILE, dtype, "check")
 
 
+def test_a_window_over_fewer_keys_than_queries():
+    check(Case("", _inputs(1, 80, 2, 16, key_length=9, window=7)), FLOAT32)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32])
 def test_no_fault_over_several_tiles(dtype, seed):
