@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from ttr_kernels.adamw import adamw, global_norm
+from ttr_kernels.attention import attention_backward, attention_forward
+from ttr_kernels.attention.gpu import forward_tiles, keys_tiles, queries_tiles
 from ttr_kernels.common.arrays import BFLOAT16
 from ttr_kernels.common.cuda.launch import use_executor
 from ttr_kernels.cross_entropy import cross_entropy_forward, gpu
@@ -70,3 +72,30 @@ def test_a_16_bit_gradient_of_an_embedding_is_read_once():
     _, saved = embedding_forward(indices, np.zeros((5, 32), np.float32), dtype=BFLOAT16)
     moved = accesses(lambda: embedding_backward(dy, saved))
     assert moved[8] == dy.nbytes // 8
+
+
+def test_attention_reads_no_key_and_no_query_that_a_tile_does_not_see():
+    """Its own rows a tile reads and writes once. Those that pass by come in twos: keys and values, queries and dout."""
+    length, window, dim = 256, 70, 32
+    q, k, v, dout = (aligned(1, length, 1, dim) for _ in range(4))
+
+    def rows_of_keys(tiles):
+        firsts = np.arange(0, length, tiles.queries)
+        begins = np.maximum(0, firsts - window + 1) // tiles.keys * tiles.keys
+        return int((firsts + tiles.queries - begins).sum())
+
+    def rows_of_queries(tiles):
+        firsts = np.arange(0, length, tiles.keys)
+        return int((np.minimum(length, firsts + tiles.keys - 1 + window) - firsts).sum())
+
+    def rows_moved(call):
+        return accesses(call)[16] * 4 // dim
+
+    results = []
+    assert rows_moved(lambda: results.extend(attention_forward(q, k, v, window=window))) == (
+        2 * length + 2 * rows_of_keys(forward_tiles(dim, 4))
+    )
+    # dout and out for their product; then q, dout and dq; then k, v, dk and dv.
+    assert rows_moved(lambda: attention_backward(dout, results[1])) == (
+        9 * length + 2 * rows_of_keys(queries_tiles(dim, 4)) + 2 * rows_of_queries(keys_tiles(dim, 4))
+    )
