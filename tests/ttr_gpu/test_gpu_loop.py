@@ -86,8 +86,8 @@ def test_what_diverges_between_two_lines_is_named_and_changes_no_weight(gpu, dat
     trainer = trainer_of(data, tmp_path / "run", gpu, "train.steps=9", "train.cuda_graph=off")
     backward, weights = trainer.model.loss_backward, []
 
-    def broken(dloss, saved, ready=None):
-        backward(dloss, saved, ready)
+    def broken(dloss, saved, ready=None, **options):
+        backward(dloss, saved, ready, **options)
         if trainer.progress.step + 1 >= 4:
             trainer.model.flat.gradients[:1] = np.nan
             weights.append(to_host(trainer.model.flat.values))

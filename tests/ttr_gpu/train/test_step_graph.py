@@ -138,8 +138,8 @@ def test_a_step_that_cannot_be_captured_is_launched_and_said_once(data, tmp_path
     def waiting(trainer):
         backward = trainer.model.loss_backward
 
-        def loss_backward(dloss, saved):
-            backward(dloss, saved)
+        def loss_backward(dloss, saved, **options):
+            backward(dloss, saved, **options)
             float(saved.type_loss)
 
         trainer.model.loss_backward = loss_backward
