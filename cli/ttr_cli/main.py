@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -101,10 +102,10 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(str(error), debug)
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
-        sys.exit(130)
+        _leave(130)
     except _Terminated:
         _say("terminated")
-        sys.exit(143)
+        _leave(143)
     except OSError as error:
         # Such as a full disk under redirected output. (If only its reader has gone, click ends the program quietly.)
         where = f"{error.filename}: " if error.filename else "output: "
@@ -121,6 +122,16 @@ def _fail(message: str, debug: bool) -> NoReturn:
         traceback.print_exc()
     _say(f"error: {message}")
     sys.exit(2)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, at once where training of a tokenizer was left behind: if it comes back while Python ends, it aborts."""
+    if any(thread.name == "tokenizer" for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _say(line: str) -> None:

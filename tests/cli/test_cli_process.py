@@ -83,6 +83,33 @@ def test_ctrl_c_does_not_wait_for_the_tokenizer(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["long.txt"]
 
 
+LEFT_BEHIND = """
+import os, signal, sys, time
+from ttr_cli import main
+from ttr_gpu.data.tokenizer import train_bpe
+
+def texts():
+    yield "a text"
+    os.kill(os.getpid(), signal.{name})
+    # Longer than an interrupted training is waited for, so that this thread asks for Python while Python ends.
+    time.sleep(1)
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(2)
+
+sys.slow = Slow()
+main.cli.main = lambda **options: train_bpe(texts(), 300)
+main.main([])
+"""
+
+
+@pytest.mark.parametrize(("name", "code", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_tokenizer_left_behind_does_not_abort(name, code, said):
+    done = subprocess.run([sys.executable, "-c", LEFT_BEHIND.format(name=name)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (code, said)
+
+
 # --- train, stopped
 
 

@@ -77,7 +77,7 @@ def train_bpe(texts: Iterator[str], vocabulary_size: int) -> TextTokenizer:
 
 def _interruptible(train: Callable[[Iterator[str]], None], texts: Iterator[str]) -> None:
     """`train(texts)` in a thread of its own: the library asks for no signals, and Ctrl-C would wait for its end."""
-    stopped = threading.Event()
+    stopped, done = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -85,15 +85,17 @@ def _interruptible(train: Callable[[Iterator[str]], None], texts: Iterator[str])
             train(itertools.takewhile(lambda _: not stopped.is_set(), texts))
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, name="tokenizer", daemon=True)
-    thread.start()
+    threading.Thread(target=work, name="tokenizer", daemon=True).start()
     try:
-        thread.join()
+        # An event: a thread whose join was interrupted counts as ended (Python 3.11), and is waited for no more.
+        done.wait()
     except BaseException:
-        # The thread must not be inside Python when Python ends.
+        # The thread must not come back into Python while Python ends; if this is not enough, ttr_cli.main sees to it.
         stopped.set()
-        thread.join(0.5)
+        done.wait(0.5)
         raise
     if errors:
         raise errors[0]
