@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..common.arrays import FLOAT64, Array, kernel_view, zeros
-from ..common.compilation import jit
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.storage import load
 
 _GRAIN = 65536
@@ -35,7 +35,7 @@ def sum_of_squares(array: Array) -> float:
     return float(sums.sum())
 
 
-@jit
+@jit_ranges
 def _update(
     parameter: Any, gradient: Any, first: Any, second: Any, rate: Any, beta1: Any, rest1: Any, beta2: Any, rest2: Any,
     eps: Any, keep: Any, scale: Any, root: Any, begin: int, end: int,
@@ -50,7 +50,7 @@ def _update(
         parameter[e] = keep * parameter[e] - rate * m / (np.sqrt(v) * root + eps)
 
 
-@jit
+@jit_ranges
 def _squares(x: Any, sums: Any, begin: int, end: int) -> None:
     for block in range(begin, end):
         total = 0.0

@@ -11,7 +11,7 @@ from ..common.compilation import jit
 from ..common.compiled_philox import factor_bits
 from ..common.parallel import parallel_for
 from ..common.philox import keep_threshold
-from ..common.scratch import thread_scratch
+from ..common.scratch import scratch_of_threads
 from ..common.tile_multiply import padded
 from .cpu_backward import BACKWARD_KEYS, MOST_BLOCKS, add_query_gradients, backward_floats, backward_units, row_dots
 from .cpu_forward import QUERIES, forward_floats, forward_units
@@ -42,14 +42,11 @@ def forward(
     key = dropout.key(options.heads)
     shared = (*_time_arrays(times, key_times, time_bias, visibility), options, key)
     floats = forward_floats(min(chunk, padded(_longest(visibility.query_offsets))), group, padded(options.dim))
-
-    def run(begin: int, end: int) -> None:
-        forward_units(
-            units, chunk, rows_q, rows_k, rows_v, rows_out, log_normalizer,
-            visibility.query_offsets, visibility.key_offsets, *shared, thread_scratch(floats), begin, end,
-        )  # fmt: skip
-
-    parallel_for(run, len(units), grain=_grain(len(units)), even=False)
+    parallel_for(
+        forward_units, len(units), units, chunk, rows_q, rows_k, rows_v, rows_out, log_normalizer,
+        visibility.query_offsets, visibility.key_offsets, *shared, scratch_of_threads(floats),
+        grain=_grain(len(units)), even=False,
+    )  # fmt: skip
     return log_normalizer
 
 
@@ -87,14 +84,11 @@ def backward(
         Rows(*result_rows("dv", dv, 2)[::2]),
         bias_sums,
     )
-
-    def run(begin: int, end: int) -> None:
-        backward_units(
-            units, splits, blocks, *inputs, visibility.query_offsets, visibility.key_offsets, *times, options, key,
-            *results, thread_scratch(backward_floats(width, blocks)), begin, end,
-        )  # fmt: skip
-
-    parallel_for(run, len(units), grain=_grain(len(units)), even=False)
+    parallel_for(
+        backward_units, len(units), units, splits, blocks, *inputs, visibility.query_offsets, visibility.key_offsets,
+        *times, options, key, *results, scratch_of_threads(backward_floats(width, blocks)),
+        grain=_grain(len(units)), even=False,
+    )  # fmt: skip
     if not whole:
         parallel_for(
             add_query_gradients, total, partial_dq, splits, total, options.heads, rows_dq, options.dim, options.scale,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..common.compilation import jit, jit_exact, jit_within
+from ..common.compilation import jit_exact, jit_within
+from ..common.ranges import jit_ranges, jit_ranges_with_slot
 from ..common.storage import load, store
 from ..common.tile_multiply import PAD
 from ..common.vector_math import exp_of_nonpositive, log1p_and_reciprocal
@@ -42,7 +43,7 @@ def backward_floats(width: int, blocks: int) -> int:
     return (6 * blocks * BACKWARD_KEYS + 3 * BACKWARD_QUERIES) * width + 2 * BACKWARD_QUERIES * BACKWARD_KEYS
 
 
-@jit
+@jit_ranges
 def row_dots(dout: Any, out: Any, heads: int, dim: int, dots: Any, begin: int, end: int) -> None:
     """dots[row, head] = dout · out: the sum over keys of P · dP."""
     a, a_stride, b, b_stride = dout.flat, dout.stride, out.flat, out.stride
@@ -60,12 +61,12 @@ def _dot(a: Any, a_at: int, b: Any, b_at: int, dim: int) -> Any:
     return total
 
 
-@jit
+@jit_ranges_with_slot
 def backward_units(
     units: Any, splits: int, blocks: int, q: Any, k: Any, v: Any, dout: Any, log_normalizer: Any, dots: Any,
     query_offsets: Any, key_offsets: Any, times: Any, key_times: Any, rate: Any, tau: Any,
     options: Any, key: Any, dq: Any, partial_dq: Any, dk: Any, dv: Any, bias_sums: Any, scratch: Any,
-    begin: int, end: int,
+    slot: int, begin: int, end: int,
 ) -> None:  # fmt: skip
     """Gradients of units [begin, end): each a sequence, a key/value head and every `splits`-th part of its keys, which
     has `blocks` blocks. Where a part is all the keys, queries' gradients are done with it and go to dq; otherwise they
@@ -75,7 +76,8 @@ def backward_units(
     tile_times = np.empty(BACKWARD_KEYS, np.float64)
     _units(
         units, splits, blocks, q, k, v, dout, log_normalizer, dots, query_offsets, key_offsets, times, key_times, rate,
-        tau, options, key, dq, partial_dq, dk, dv, bias_sums, scratch, halves, factors, ages, tile_times, begin, end,
+        tau, options, key, dq, partial_dq, dk, dv, bias_sums, scratch[slot], halves, factors, ages, tile_times,
+        begin, end,
     )  # fmt: skip
 
 
@@ -285,7 +287,7 @@ def _add_row(target: Any, target_at: int, s: Any, at: int, width: int) -> None:
         target[np.uintp(target_at + d)] += s[np.uintp(at + d)]
 
 
-@jit
+@jit_ranges
 def add_query_gradients(
     partial_dq: Any, splits: int, rows: int, heads: int, dq: Any, dim: int, scale: Any, begin: int, end: int
 ) -> None:

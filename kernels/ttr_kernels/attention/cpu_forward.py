@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..common.compilation import jit, jit_within
+from ..common.compilation import jit_within
+from ..common.ranges import jit_ranges_with_slot
 from ..common.tile_multiply import PAD, maximum
 from ..common.vector_math import exp_of_nonpositive, log
 from .cpu_tile import (
@@ -39,18 +40,18 @@ def forward_floats(chunk: int, group: int, width: int) -> int:
     return rows * (2 * width + 2) + 3 * KEYS * width + QUERIES * KEYS
 
 
-@jit
+@jit_ranges_with_slot
 def forward_units(
     units: Any, chunk: int, q: Any, k: Any, v: Any, out: Any, log_normalizer: Any,
     query_offsets: Any, key_offsets: Any, times: Any, key_times: Any, rate: Any, tau: Any,
-    options: Any, key: Any, scratch: Any, begin: int, end: int,
+    options: Any, key: Any, scratch: Any, slot: int, begin: int, end: int,
 ) -> None:  # fmt: skip
     """Attention of units [begin, end): each a sequence, a key/value head and a chunk of queries, with all its heads."""
     halves = np.empty((2, KEYS // 4), np.uint64)
     factors, ages, tile_times = np.empty(KEYS, np.float32), np.empty(KEYS, np.float32), np.empty(KEYS, np.float64)
     _units(
         units, chunk, q, k, v, out, log_normalizer, query_offsets, key_offsets, times, key_times, rate, tau, options,
-        key, scratch, halves, factors, ages, tile_times, begin, end,
+        key, scratch[slot], halves, factors, ages, tile_times, begin, end,
     )  # fmt: skip
 
 

@@ -26,8 +26,7 @@ REASSOCIATE = frozenset({"reassoc", "contract", "arcp", "nsz"})
 EXACT = frozenset({"contract"})
 # Sources that no compiled CPU kernel depends on: editing them keeps the cache.
 _NOT_COMPILED = (
-    "reference.py", "cases.py", "gpu.py", "gpu_numba.py", "operations.py", "benchmark.py", "arena.py", "blas.py",
-    "onednn.py",
+    "reference.py", "cases.py", "gpu.py", "gpu_numba.py", "operations.py", "benchmark.py", "arena.py", "onednn.py",
 )  # fmt: skip
 
 

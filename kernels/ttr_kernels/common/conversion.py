@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .arrays import FLOAT32, Array, flat_rows
-from .compilation import jit
 from .parallel import parallel_for
+from .ranges import jit_ranges
 from .scratch import thread_scratch
 from .storage import load, store
 
@@ -44,13 +44,13 @@ def in_float32(matrix: Array, purpose: str) -> Array:
     return copy
 
 
-@jit
+@jit_ranges
 def _zero(x: Any, begin: int, end: int) -> None:
     for i in range(begin, end):
         x[np.uintp(i)] = np.uint8(0)
 
 
-@jit
+@jit_ranges
 def _copy(x: Any, stride: int, y: Any, y_stride: int, width: int, begin: int, end: int) -> None:
     for row in range(begin, end):
         for j in range(width):

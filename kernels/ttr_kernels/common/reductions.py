@@ -7,6 +7,7 @@ from typing import Any
 from .arrays import FLOAT32, Array, contiguous, contiguous_rows, zeros
 from .compilation import jit
 from .parallel import parallel_for
+from .ranges import jit_ranges
 from .storage import load
 
 # Each partial sum covers a fixed number of rows and is added in a fixed order.
@@ -41,7 +42,7 @@ def _add(partials: Any, total: Any) -> None:
             total[j] += partials[part, j]
 
 
-@jit
+@jit_ranges
 def _column_sums(flat: Any, rows: int, stride: int, partials: Any, begin: int, end: int) -> None:
     for part in range(begin, end):
         total = partials[part]

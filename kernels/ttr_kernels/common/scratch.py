@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 from .arrays import Array
+from .parallel import get_threads
 
 _local = threading.local()
 
@@ -21,3 +22,9 @@ def thread_scratch(floats: int, purpose: str = "tile") -> Array:
         buffer = raw[skip : skip + floats]
         setattr(_local, purpose, buffer)
     return buffer
+
+
+def scratch_of_threads(floats: int, purpose: str = "tile") -> Array:
+    """The same for a kernel on all threads: (threads, at least `floats`), a row for each slot (see ranges)."""
+    threads, width = get_threads(), -(-floats // 16) * 16
+    return thread_scratch(threads * width, purpose)[: threads * width].reshape(threads, width)

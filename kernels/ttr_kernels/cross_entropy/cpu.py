@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, result_rows
-from ..common.compilation import jit, jit_exact, jit_within
+from ..common.compilation import jit_exact, jit_within
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.reductions import add_column_sums
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
@@ -87,7 +88,7 @@ def _scale_into(x: Array, number: Any, y: Array, accumulate: bool) -> None:
     )
 
 
-@jit
+@jit_ranges
 def _scale(
     x: Any, stride: int, number: Any, y: Any, y_stride: int, width: int, accumulate: bool, begin: int, end: int
 ) -> None:
@@ -150,7 +151,7 @@ def _loss(hit: Any, largest: Any, total: Any, below: Any, width: int, smoothing:
     return loss
 
 
-@jit
+@jit_ranges
 def _forward(
     logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, losses: Any,
     normalizer: Any, begin: int, end: int,
@@ -172,7 +173,7 @@ def _factor(largest: Any, total: Any, z: Any, scale: Any) -> Any:
     return scale * (np.float32(1.0) + np.float32(2.0) * z * (largest + log(total))) / total
 
 
-@jit
+@jit_ranges
 def _backward(
     logits: Any, stride: int, in_place: bool, dlogits: Any, to_stride: int, width: int, targets: Any, ignore_index: int,
     smoothing: Any, z: Any, normalizer: Any, scale: Any, begin: int, end: int,
@@ -203,7 +204,7 @@ def _backward(
             store(dlogits, at + target, hit - scale * (share + np.float32(1.0) - smoothing))
 
 
-@jit
+@jit_ranges
 def _losses_and_gradient(
     logits: Any, stride: int, width: int, targets: Any, ignore_index: int, smoothing: Any, z: Any, losses: Any,
     best: Any, scale: Any, gradient: bool, begin: int, end: int,

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..attention.cpu_tile import LINEAR, LOG, NO_BIAS, Rows
 from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
-from ..common.compilation import jit
 from ..common.parallel import get_threads, parallel_for
+from ..common.ranges import jit_ranges
 from .cpu_pieces import KEYS, Options, attend_piece, combine_pieces
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def decode(
     )  # fmt: skip
 
 
-@jit
+@jit_ranges
 def _attend(
     pieces: int, q: Any, k: Any, v: Any, lengths: Any, rings: Any, times: Any, key_times: Any, rate: Any, tau: Any,
     options: Any, partial: Any, statistics: Any, begin: int, end: int,
@@ -58,7 +58,7 @@ def _attend(
         )  # fmt: skip
 
 
-@jit
+@jit_ranges
 def _combine(pieces: int, heads: int, dim: int, partial: Any, statistics: Any, out: Any, begin: int, end: int) -> None:
     result = np.empty(dim, np.float32)
     for sequence in range(begin, end):

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..attention.cpu_tile import Rows
-from ..common.compilation import jit, jit_within
+from ..common.compilation import jit_within
 from ..common.dot_products import dot_products
+from ..common.ranges import jit_ranges
 from ..common.storage import store
 from ..common.team import done, take, wait
 from ..common.vector_math import sincos_of_phase
@@ -55,7 +56,7 @@ class Sizes(NamedTuple):
     eps: np.float32
 
 
-@jit
+@jit_ranges
 def step_phases(
     sizes: Any, model: Any, blocks: Any, vectors: Any, matrices: Any, keys: Any, values: Any, key_times: Any,
     tokens: Any, times: Any, gaps: Any, positions: Any, rings: Any, rate: Any, tau: Any, x: Any, queries: Any,

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..common.arrays import Array, empty, kernel_view
-from ..common.compilation import jit
 from ..common.compiled_philox import factor_bits, kept_pairs
 from ..common.parallel import parallel_for
 from ..common.philox import keep_threshold, key_and_offset
+from ..common.ranges import jit_ranges
 from ..common.storage import load, store
 
 # Philox calls per block; four elements each.
@@ -43,7 +43,7 @@ def apply(x: Array, residual: Array | None, rate: float, seed: int, offset: int,
         out[...] = result.view(out.dtype).reshape(out.shape)
 
 
-@jit
+@jit_ranges
 def _add(x: Any, residual: Any, has_residual: bool, y: Any, begin: int, end: int) -> None:
     values = np.empty(4 * _CALLS, np.float32)
     for block in range(begin, end):
@@ -58,7 +58,7 @@ def _add(x: Any, residual: Any, has_residual: bool, y: Any, begin: int, end: int
             store(y, first + e, values[np.uintp(e)])
 
 
-@jit
+@jit_ranges
 def _drop(
     x: Any, residual: Any, has_residual: bool, y: Any, mask_first: int, key: Any, threshold: Any, scale_bits: Any,
     begin: int, end: int,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import INT64, Array, contiguous, contiguous_rows, result_rows
-from ..common.compilation import jit
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.storage import load, store
 from ..common.vectors import fetch, fetch_to_write
 
@@ -44,7 +44,7 @@ def _flat(indices: Array) -> Array:
     return contiguous(indices, INT64).reshape(-1)
 
 
-@jit
+@jit_ranges
 def _gather(indices: Any, table: Any, stride: int, y: Any, y_stride: int, width: int, begin: int, end: int) -> None:
     whole = width // _LINE * _LINE
     for row in range(begin, end):
@@ -59,7 +59,7 @@ def _gather(indices: Any, table: Any, stride: int, y: Any, y_stride: int, width:
             store(y, to + j, load(table, at + j))
 
 
-@jit
+@jit_ranges
 def _scatter_add(
     indices: Any, dy: Any, rows: int, stride: int, table: Any, table_stride: int, width: int, begin: int, end: int
 ) -> None:

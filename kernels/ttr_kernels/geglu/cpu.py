@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import FLOAT32, Array, contiguous_rows, kernel_view, result_rows, zeros
-from ..common.compilation import jit, jit_inline
+from ..common.compilation import jit_inline
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.reductions import add_column_sums
 from ..common.storage import load, store
 from ..common.vector_math import exp_of_nonpositive
@@ -94,7 +95,7 @@ def _phi_erf(x: Any) -> Any:
     return _ONE - tail if x > _ZERO else tail, _INVERSE_ROOT_2PI * e
 
 
-@jit
+@jit_ranges
 def _forward(
     x: Any, stride: int, bias: Any, exact: bool, y: Any, y_stride: int, width: int,
     begin: int, end: int,
@@ -114,7 +115,7 @@ def _forward(
                 store(y, y_at + j, gate * phi_tanh(gate)[0] * value)
 
 
-@jit
+@jit_ranges
 def _backward(
     dy: Any, dy_stride: int, x: Any, stride: int, bias: Any, exact: bool, dx: Any, dx_stride: int, width: int,
     begin: int, end: int,

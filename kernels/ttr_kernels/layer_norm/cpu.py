@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, kernel_view, result_rows, zeros
-from ..common.compilation import jit, jit_within
+from ..common.compilation import jit_within
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
 from ..common.storage import load, store
 from ..common.vectors import fetch_row
@@ -78,7 +79,7 @@ def _normalize(
         store(y, y_at + j, (load(x, at + j) - mean) * r * load(weight, j) + load(bias, j))
 
 
-@jit
+@jit_ranges
 def _forward(
     x: Any, stride: int, weight: Any, bias: Any, eps: Any, y: Any, y_stride: int, means: Any, inverses: Any,
     begin: int, end: int,
@@ -92,7 +93,7 @@ def _forward(
         _normalize(x, row * stride, total, weight, bias, eps, y, row * y_stride, means, inverses, row)
 
 
-@jit
+@jit_ranges
 def _forward_residual(
     x: Any, stride: int, residual: Any, residual_stride: int, sums: Any, sums_stride: int, weight: Any, bias: Any,
     eps: Any, y: Any, y_stride: int, means: Any, inverses: Any, begin: int, end: int,
@@ -106,7 +107,7 @@ def _forward_residual(
         _normalize(sums, at, total, weight, bias, eps, y, row * y_stride, means, inverses, row)
 
 
-@jit
+@jit_ranges
 def _backward(
     dy: Any, dy_stride: int, x: Any, x_stride: int, weight: Any, means: Any, inverses: Any, dsum: Any, dsum_stride: int,
     dx: Any, dx_stride: int, weights: Any, biases: Any, rows: int, begin: int, end: int,

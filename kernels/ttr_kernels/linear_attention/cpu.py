@@ -10,7 +10,7 @@ import numpy as np
 from ..attention.cpu_tile import Rows
 from ..common.arrays import FLOAT32, FLOAT64, INT64, Array, contiguous_rows, empty, kernel_view, result_rows
 from ..common.parallel import parallel_for, single_threaded_blas
-from ..common.scratch import thread_scratch
+from ..common.scratch import scratch_of_threads, thread_scratch
 from ..common.tile_multiply import padded
 from .cpu_chunk import CHUNK, SMALLEST, Sizes
 from .cpu_kernels import backward_units, forward_units, scratch_floats
@@ -52,12 +52,8 @@ def _forward(
     inputs = _rows(q), _rows(k), _rows(v), _padded(features), Rows(*result_rows("out", out, 2)[::2]), normalizer
     units, shared = _units(offsets, sizes.kv_heads), (offsets, *_times(times, time_bias, sizes))
     floats = scratch_floats(sizes.heads // sizes.kv_heads, sizes.dim, sizes.features, 0, 1)
-
-    def run(begin: int, end: int) -> None:
-        scratch = thread_scratch(floats, "linear attention")
-        forward_units(units, *inputs, *shared, *state, rings, sizes, scratch, begin, end)
-
-    parallel_for(run, len(units), even=False)
+    scratch = scratch_of_threads(floats, "linear attention")
+    parallel_for(forward_units, len(units), units, *inputs, *shared, *state, rings, sizes, scratch, even=False)
     return normalizer
 
 
@@ -74,11 +70,8 @@ def backward(dout: Array, saved: LinearAttentionSaved, dq: Array, dk: Array, dv:
     given = _rows(dout), *results, rate_parts
     longest = int(np.diff(saved.offsets).max(initial=0))
     floats = scratch_floats(sizes.heads // sizes.kv_heads, sizes.dim, sizes.features, -(-longest // CHUNK), 3)
-
-    def run(begin: int, end: int) -> None:
-        backward_units(units, *inputs, *shared, *given, sizes, thread_scratch(floats, "linear attention"), begin, end)
-
-    parallel_for(run, len(units), even=False)
+    scratch = scratch_of_threads(floats, "linear attention")
+    parallel_for(backward_units, len(units), units, *inputs, *shared, *given, sizes, scratch, even=False)
     if rates is not None:
         rates += rate_parts.sum(axis=0)
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..attention.cpu_tile import fetch, store_row, take_times, transpose
-from ..common.compilation import jit, jit_within
+from ..common.compilation import jit_within
+from ..common.ranges import jit_ranges_with_slot
 from ..common.storage import load, store
 from ..common.tile_multiply import PAD, multiply, padded
 from ..common.vector_math import exp_of_nonpositive
@@ -53,16 +54,18 @@ def scratch_floats(group: int, dim: int, features: int, chunks: int, pasts: int)
     return pasts * group * rows * columns + by_position + 4 * square + _VECTORS * CHUNK + chunks
 
 
-@jit
+@jit_ranges_with_slot
 def forward_units(
     units: Any, q: Any, k: Any, v: Any, omega: Any, out: Any, normalizer: Any, offsets: Any, times: Any, rates: Any,
-    state_sums: Any, state_shift: Any, state_times: Any, rings: Any, sizes: Sizes, s: Any, begin: int, end: int,
+    state_sums: Any, state_shift: Any, state_times: Any, rings: Any, sizes: Sizes, scratch: Any,
+    slot: int, begin: int, end: int,
 ) -> None:  # fmt: skip
     """Units [begin, end), each a sequence and a key/value head with all its heads.
 
     `times` is empty without a bias; `rings` is empty for sequences without a past, and else says whose state each
     sequence goes on, which takes the new positions in.
     """
+    s = scratch[slot]
     dim, features, group = sizes.dim, sizes.features, sizes.heads // sizes.kv_heads
     width, columns = (dim + PAD - 1) // PAD * PAD, (dim + PAD) // PAD * PAD
     rows = (features + PAD - 1) // PAD * PAD
@@ -156,13 +159,15 @@ def forward_units(
                         state_sums[ring, kv_head * group + g, m, d] = s[np.uintp(at + d)]
 
 
-@jit
+@jit_ranges_with_slot
 def backward_units(
     units: Any, q: Any, k: Any, v: Any, omega: Any, out: Any, normalizer: Any, offsets: Any, times: Any, rates: Any,
-    dout: Any, dq: Any, dk: Any, dv: Any, rate_parts: Any, sizes: Sizes, s: Any, begin: int, end: int,
+    dout: Any, dq: Any, dk: Any, dv: Any, rate_parts: Any, sizes: Sizes, scratch: Any,
+    slot: int, begin: int, end: int,
 ) -> None:  # fmt: skip
     """Gradients of units [begin, end), as of `forward_units`: with the past for q̂ and the rate of decay, then from the
     end with the future for k̂ and v. `rate_parts` (sequences, heads) is written where there are times."""
+    s = scratch[slot]
     dim, features, group = sizes.dim, sizes.features, sizes.heads // sizes.kv_heads
     width, columns = (dim + PAD - 1) // PAD * PAD, (dim + PAD) // PAD * PAD
     rows = (features + PAD - 1) // PAD * PAD

@@ -10,6 +10,7 @@ import numpy as np
 from ..common.arrays import FLOAT32, Array, contiguous, contiguous_rows, result_rows
 from ..common.compilation import jit
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.storage import load, store
 from ..common.tile_multiply import maximum
 from ..common.vector_math import exp, exp_of_nonpositive, log
@@ -52,7 +53,7 @@ def erfc(x: Array) -> Array:
     return out.reshape(x.shape)
 
 
-@jit
+@jit_ranges
 def _erfc(x: Any, out: Any, begin: int, end: int) -> None:
     for i in range(begin, end):
         out[i] = math.erfc(x[i])
@@ -83,7 +84,7 @@ def _to_weights(x: Any, width: int) -> None:
         x[k] /= total
 
 
-@jit
+@jit_ranges
 def _forward(
     log_gaps: Any, w: Any, w_stride: int, m: Any, m_stride: int, s: Any, s_stride: int, width: int, nll: Any,
     begin: int, end: int,
@@ -99,7 +100,7 @@ def _forward(
         nll[row] = log_gap + _HALF_LOG_2PI - total
 
 
-@jit
+@jit_ranges
 def _backward(
     dnll: Any, log_gaps: Any, w: Any, w_stride: int, m: Any, m_stride: int, s: Any, s_stride: int, width: int,
     dw: Any, dw_stride: int, dm: Any, dm_stride: int, ds: Any, ds_stride: int, begin: int, end: int,

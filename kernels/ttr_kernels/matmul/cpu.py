@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import BFLOAT16, FLOAT32, Array, contiguous, empty, flat_rows, kernel_view
-from ..common.compilation import jit
 from ..common.conversion import copy_converted, in_float32
 from ..common.parallel import parallel_for, single_threaded_blas
+from ..common.ranges import jit_ranges
 from ..common.reductions import add_column_sums
 from ..common.scratch import thread_scratch
 from ..common.storage import load, store
@@ -71,9 +71,13 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     if (blocks := _blocks(a, b, result)) is not None:
         _on_all_threads(blocks[0], a, b, result, accumulate and direct, *blocks[1:])
     else:
-        multiply = blas.multiply if blas.takes(a, b, result) else blas.multiply_with_numpy
         with single_threaded_blas():
-            _on_all_threads(multiply, a, b, result, accumulate and direct)
+            if blas.takes(a, b, result):
+                blas.multiply(
+                    a, b, result, accumulate and direct, *_division(result.shape[0], result.shape[1], a.shape[1])
+                )
+            else:
+                _on_all_threads(blas.multiply_with_numpy, a, b, result, accumulate and direct)
     if direct:
         return
     if accumulate:
@@ -86,14 +90,19 @@ def _on_all_threads(
     multiply: Callable[..., None], a: Array, b: Array, out: Array, accumulate: bool, tall: int = 1, wide: int = 1
 ) -> None:
     """`multiply` on blocks of rows or columns of the result, each of whole units of `tall` rows or `wide` columns."""
-    (rows, columns), inner = out.shape, a.shape[1]
+    by_rows, grain = _division(out.shape[0], out.shape[1], a.shape[1], tall, wide)
+    if by_rows:
+        parallel_for(_row_block, -(-out.shape[0] // tall), tall, multiply, a, b, out, accumulate, grain=grain)
+    else:
+        parallel_for(_column_block, -(-out.shape[1] // wide), wide, multiply, a, b, out, accumulate, grain=grain)
+
+
+def _division(rows: int, columns: int, inner: int, tall: int = 1, wide: int = 1) -> tuple[bool, int]:
+    """Whether threads divide rows of the result, or else columns, and the least units of them for one."""
     # Each thread packs the other operand for itself, so the larger side is divided; BLAS and oneDNN prefer rows.
     if rows >= columns or (tall == 1 and rows >= 256):
-        grain = max(1, _MULTIPLICATIONS // (tall * columns * inner))
-        parallel_for(_row_block, -(-rows // tall), tall, multiply, a, b, out, accumulate, grain=grain)
-    else:
-        grain = max(-(-16 // wide), _MULTIPLICATIONS // (wide * rows * inner))
-        parallel_for(_column_block, -(-columns // wide), wide, multiply, a, b, out, accumulate, grain=grain)
+        return True, max(1, _MULTIPLICATIONS // (tall * columns * inner))
+    return False, max(-(-16 // wide), _MULTIPLICATIONS // (wide * rows * inner))
 
 
 def _row_block(
@@ -164,14 +173,14 @@ def _like(weight: Array, x: Array) -> Array:
     return weight if weight.dtype == x.dtype or weight.dtype == FLOAT32 else contiguous(weight, x.dtype)
 
 
-@jit
+@jit_ranges
 def _add(x: Any, y: Any, stride: int, width: int, begin: int, end: int) -> None:
     for row in range(begin, end):
         for j in range(width):
             store(y, row * stride + j, load(y, row * stride + j) + x[np.uintp(row * width + j)])
 
 
-@jit
+@jit_ranges
 def _add_bias(y: Any, stride: int, bias: Any, begin: int, end: int) -> None:
     for row in range(begin, end):
         for j in range(bias.shape[0]):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import FLOAT32, Array, contiguous_rows, empty, kernel_view, result_rows
-from ..common.compilation import jit
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.reductions import ROWS_PER_PARTIAL, add_partials, partial_sums
 from ..common.storage import load, store
 
@@ -53,7 +53,7 @@ def backward(dy: Array, saved: RmsNormSaved, dsum: Array | None, dx: Array, dwei
     add_partials(partials, dweight)
 
 
-@jit
+@jit_ranges
 def _forward(
     x: Any, stride: int, weight: Any, eps: Any, y: Any, y_stride: int, inverse_rms: Any, begin: int, end: int
 ) -> None:
@@ -69,7 +69,7 @@ def _forward(
             store(y, row * y_stride + j, load(x, row * stride + j) * r * load(weight, j))
 
 
-@jit
+@jit_ranges
 def _forward_residual(
     x: Any, stride: int, residual: Any, residual_stride: int, weight: Any, eps: Any,
     y: Any, y_stride: int, total: Any, total_stride: int, inverse_rms: Any, begin: int, end: int,
@@ -88,7 +88,7 @@ def _forward_residual(
             store(y, row * y_stride + j, load(total, row * total_stride + j) * r * load(weight, j))
 
 
-@jit
+@jit_ranges
 def _backward(
     dy: Any, dy_stride: int, x: Any, x_stride: int, weight: Any, inverse_rms: Any, dsum: Any, dsum_stride: int,
     dx: Any, dx_stride: int, partials: Any, rows: int, begin: int, end: int,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..common.arrays import Array, contiguous_rows, kernel_view, result_rows
-from ..common.compilation import jit
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.storage import load, store
 
 # Pairs that are turned by a loop of a length that the compiler knows: a head has too few for its loops of several
@@ -33,7 +33,7 @@ def rotate(x: Array, cos: Array, sin: Array, interleaved: bool, backwards: bool,
         parallel_for(_rotate_halves, rows, flat, flat[half:], stride, y, y[half:], y_stride, *rest, grain=grain)
 
 
-@jit
+@jit_ranges
 def _rotate_halves(
     x: Any, upper_x: Any, stride: int, y: Any, upper_y: Any, y_stride: int, heads: int, dim: int, cos: Any, sin: Any,
     table_rows: int, half: int, sign: Any, begin: int, end: int,
@@ -59,7 +59,7 @@ def _rotate_halves(
                 store(y, to + j, load(x, at + j))
 
 
-@jit
+@jit_ranges
 def _rotate_interleaved(
     x: Any, stride: int, y: Any, y_stride: int, heads: int, dim: int, cos: Any, sin: Any, table_rows: int, half: int,
     sign: Any, begin: int, end: int,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.arrays import FLOAT64, Array, contiguous, contiguous_rows, kernel_view, result_rows, zeros
-from ..common.compilation import jit
 from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges
 from ..common.reductions import ROWS_PER_PARTIAL
 from ..common.storage import load, store
 from ..common.vector_math import sincos_of_phase
@@ -36,7 +36,7 @@ def backward(dy: Array, saved: Time2VecSaved, dfrequency: Array, dphase: Array) 
     dphase += sums[1].astype(np.float32)
 
 
-@jit
+@jit_ranges
 def _forward(times: Any, frequency: Any, phase: Any, y: Any, stride: int, begin: int, end: int) -> None:
     width = frequency.shape[0]
     for row in range(begin, end):
@@ -48,7 +48,7 @@ def _forward(times: Any, frequency: Any, phase: Any, y: Any, stride: int, begin:
             store(y, row * stride, np.float32(t * np.float64(frequency[0]) + np.float64(phase[0])))
 
 
-@jit
+@jit_ranges
 def _backward(
     dy: Any, stride: int, rows: int, times: Any, frequency: Any, phase: Any, partials: Any, begin: int, end: int
 ) -> None:

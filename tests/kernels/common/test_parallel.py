@@ -183,8 +183,8 @@ def test_an_interrupt_between_two_steps_of_waiting_does_not_hang():
     set_threads(2)
     ranges_of(2)
     worker, together, main = parallel._workers[0], threading.Barrier(2), threading.current_thread()
-    lock = worker._done
-    worker._done = interrupting = _Interrupting(lock)
+    lock = worker._left
+    worker._left = interrupting = _Interrupting(lock)
 
     def kernel(begin, end):
         together.wait(timeout=10)
@@ -197,7 +197,7 @@ def test_an_interrupt_between_two_steps_of_waiting_does_not_hang():
         for _ in range(20):
             parallel_for(lambda begin, end: together.wait(timeout=10), 2)
     finally:
-        worker._done = lock
+        worker._left = lock
 
 
 def test_a_forked_child_has_a_pool_of_its_own():
