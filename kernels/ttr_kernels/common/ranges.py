@@ -19,6 +19,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, targetconfig
+from numba.core.compiler import compile_internal
 from numba.core.typing import signature as signature_of
 from numba.extending import intrinsic
 
@@ -87,9 +88,13 @@ def _entry_of(function: Callable[..., Any], with_slot: bool) -> Any:
             (arguments,) = signature.args
             numbers = (types.intp,) * (3 if with_slot else 2)
             inner = signature_of(types.none, *arguments.types, *numbers)
-            # With the options that this launcher is compiled with.
+            # With the options of this launcher, and into its library: optimised once, together.
             flags = targetconfig.ConfigStack().top().copy()
-            compiled = context.compile_subroutine(builder, function, inner, flags=flags)
+            flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+            library = context.active_code_library
+            compiled = compile_internal(
+                context.typing_context, context, library, function, inner.args, inner.return_type, flags, {}
+            )
             entry = ir.Function(builder.module, _ENTRY_POINT, builder.module.get_unique_name("entry"))
             entry.linkage = "internal"
             place, *rest = entry.args

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..common.arrays import Array
-from ..common.parallel import blas_files, parallel_for
+from ..common.parallel import blas_files, parallel_for, single_threaded_blas
 from ..common.ranges import jit_ranges
 from ..common.vectors import start_of
 
@@ -66,10 +66,11 @@ def multiply(a: Array, b: Array, out: Array, accumulate: bool, by_rows: bool, gr
     assert result is not None
     # Bytes from one row or column to the next, in each operand.
     steps = (a.strides[0], 0, out.strides[0]) if by_rows else (0, b.strides[1], 4)
-    parallel_for(
-        _products, out.shape[0 if by_rows else 1], function, wide, left, right, result, out.shape[0], out.shape[1],
-        a.shape[1], start_of(a), start_of(b), start_of(out), steps, accumulate, by_rows, grain=grain,
-    )  # fmt: skip
+    with single_threaded_blas():
+        parallel_for(
+            _products, out.shape[0 if by_rows else 1], function, wide, left, right, result, out.shape[0], out.shape[1],
+            a.shape[1], start_of(a), start_of(b), start_of(out), steps, accumulate, by_rows, grain=grain,
+        )  # fmt: skip
 
 
 @functools.cache

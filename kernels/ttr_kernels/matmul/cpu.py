@@ -43,14 +43,14 @@ def float32_products() -> str:
     return "blas"
 
 
-def _blocks(a: Array, b: Array, out: Array) -> tuple[Callable[..., None], int, int] | None:
-    """The function of own blocks that this product is one for, and their rows and columns."""
+def _direct(a: Array, b: Array, out: Array) -> tuple[Any, int, int] | None:
+    """Whose function writes this product where it belongs, and the rows and columns of a unit of it."""
     who = float32_products()
     if who == "split" and split_sgemm.takes(a, b, out):
-        return split_sgemm.way_for(a, b), BLOCK, BLOCK
+        return split_sgemm.multiply, BLOCK, BLOCK
     if who != "blas" and sgemm.takes(a, b, out):
         return sgemm.multiply, ROWS, COLUMNS
-    return None
+    return (blas.multiply, 1, 1) if blas.takes(a, b, out) else None
 
 
 def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
@@ -64,20 +64,18 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         _on_all_threads(onednn.multiply, a, b, out, accumulate)
         return
     a, b = in_float32(a, "matmul a"), in_float32(b, "matmul b")
-    direct = out.dtype == FLOAT32 and (_blocks(a, b, out) is not None or blas.takes(a, b, out))
     # NumPy calls BLAS only on a result whose rows are contiguous.
-    direct = direct or (not accumulate and out.dtype == FLOAT32 and out.strides[1] == 4 and out.strides[0] > 0)
+    direct = out.dtype == FLOAT32 and (
+        _direct(a, b, out) is not None or (not accumulate and out.strides[1] == 4 and out.strides[0] > 0)
+    )
     result = out if direct else thread_scratch(out.size, "matmul out")[: out.size].reshape(out.shape)
-    if (blocks := _blocks(a, b, result)) is not None:
-        _on_all_threads(blocks[0], a, b, result, accumulate and direct, *blocks[1:])
+    if (found := _direct(a, b, result)) is not None:
+        multiply, *unit = found
+        by_rows, grain = _division(result.shape[0], result.shape[1], a.shape[1], *unit)
+        multiply(a, b, result, accumulate and direct, by_rows, grain)
     else:
         with single_threaded_blas():
-            if blas.takes(a, b, result):
-                blas.multiply(
-                    a, b, result, accumulate and direct, *_division(result.shape[0], result.shape[1], a.shape[1])
-                )
-            else:
-                _on_all_threads(blas.multiply_with_numpy, a, b, result, accumulate and direct)
+            _on_all_threads(blas.multiply_with_numpy, a, b, result, accumulate and direct)
     if direct:
         return
     if accumulate:
@@ -86,15 +84,11 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         _write(result, out)
 
 
-def _on_all_threads(
-    multiply: Callable[..., None], a: Array, b: Array, out: Array, accumulate: bool, tall: int = 1, wide: int = 1
-) -> None:
-    """`multiply` on blocks of rows or columns of the result, each of whole units of `tall` rows or `wide` columns."""
-    by_rows, grain = _division(out.shape[0], out.shape[1], a.shape[1], tall, wide)
-    if by_rows:
-        parallel_for(_row_block, -(-out.shape[0] // tall), tall, multiply, a, b, out, accumulate, grain=grain)
-    else:
-        parallel_for(_column_block, -(-out.shape[1] // wide), wide, multiply, a, b, out, accumulate, grain=grain)
+def _on_all_threads(multiply: Callable[..., None], a: Array, b: Array, out: Array, accumulate: bool) -> None:
+    """`multiply`, a function of Python, on blocks of rows or columns of the result."""
+    by_rows, grain = _division(out.shape[0], out.shape[1], a.shape[1])
+    block, units = (_row_block, out.shape[0]) if by_rows else (_column_block, out.shape[1])
+    parallel_for(block, units, multiply, a, b, out, accumulate, grain=grain)
 
 
 def _division(rows: int, columns: int, inner: int, tall: int = 1, wide: int = 1) -> tuple[bool, int]:
@@ -105,18 +99,12 @@ def _division(rows: int, columns: int, inner: int, tall: int = 1, wide: int = 1)
     return False, max(-(-16 // wide), _MULTIPLICATIONS // (wide * rows * inner))
 
 
-def _row_block(
-    tall: int, multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int
-) -> None:
-    rows = slice(tall * begin, tall * end)
-    multiply(a[rows], b, out[rows], accumulate)
+def _row_block(multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int) -> None:
+    multiply(a[begin:end], b, out[begin:end], accumulate)
 
 
-def _column_block(
-    wide: int, multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int
-) -> None:
-    columns = slice(wide * begin, wide * end)
-    multiply(a, b[:, columns], out[:, columns], accumulate)
+def _column_block(multiply: Any, a: Array, b: Array, out: Array, accumulate: bool, begin: int, end: int) -> None:
+    multiply(a, b[:, begin:end], out[:, begin:end], accumulate)
 
 
 def _accumulate(result: Array, out: Array) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 from llvmlite.binding import get_host_cpu_name
 
 from ..common.arrays import Array
-from ..common.compilation import jit, jit_within
-from ..common.scratch import thread_scratch
+from ..common.compilation import jit_within
+from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges_with_slot
+from ..common.scratch import scratch_of_threads
 from ..common.tile_multiply import LANES
 from ..common.vectors import start_of
 from .micro_kernel import (
@@ -58,21 +60,26 @@ def takes(a: Array, b: Array, out: Array) -> bool:
     return min(out.shape[0], a.shape[1]) >= LANES and out.shape[1] >= COLUMNS and out.strides[1] == 4
 
 
-def multiply(a: Array, b: Array, out: Array, accumulate: bool) -> None:
-    """out = a b, or out += a b, in float32, none of them empty. a and b may have any strides."""
+def multiply(a: Array, b: Array, out: Array, accumulate: bool, by_rows: bool, grain: int) -> None:
+    """out = a b, or out += a b, in float32, none of them empty, a and b of any strides: rows or columns of the result
+    on all threads, at least `grain` units of ROWS or COLUMNS on each."""
     (m, k), n = a.shape, b.shape[1]
     tall = _TALL if a.strides[1] == 4 else _TALL_TRANSPOSED
     floats_of_b, floats_of_a, floats = scratch_floats(m, n, k, tall)
-    multiply_addresses(
-        start_of(a), *a.strides, start_of(b), *b.strides, start_of(out), out.strides[0], m, n, k, tall,
-        way_of(out, accumulate), start_of(thread_scratch(floats, "product")), floats_of_b, floats_of_a,
+    scratch = scratch_of_threads(floats, "product")
+    parallel_for(
+        _blocks, -(-m // ROWS) if by_rows else -(-n // COLUMNS), start_of(a), *a.strides, start_of(b), *b.strides,
+        start_of(out), out.strides[0], m, n, k, tall, accumulate, by_rows, start_of(scratch), scratch.strides[0],
+        floats_of_b, floats_of_a, grain=grain,
     )  # fmt: skip
 
 
-def way_of(out: Array, accumulate: bool) -> int:
+@jit_within
+def way_of(c: int, c_down: int, m: int, n: int, accumulate: bool) -> Any:
     """How a result is written: SET, ADD or STREAM."""
-    aligned = (start_of(out) | out.strides[0]) % (4 * LANES) == 0
-    return ADD if accumulate else STREAM if aligned and 4 * out.size >= _STREAMED else SET
+    if accumulate:
+        return ADD
+    return STREAM if (c | c_down) % (4 * LANES) == 0 and 4 * m * n >= _STREAMED else SET
 
 
 def scratch_floats(m: int, n: int, k: int, tall: int) -> tuple[int, int, int]:
@@ -89,8 +96,7 @@ def _panel(inner: int) -> Any:
     return (ROWS * inner + 2 * LANES - ROWS - 1) // LANES * LANES
 
 
-@jit
-def multiply_addresses(
+def _multiply_addresses(
     a: int, a_down: int, a_across: int, b: int, b_down: int, b_across: int, c: int, c_down: int, m: int, n: int, k: int,
     tall: int, way: int, scratch: int, floats_of_b: int, floats_of_a: int,
 ) -> None:  # fmt: skip
@@ -107,6 +113,28 @@ def multiply_addresses(
                 _pack_a(packed_a, a + i0 * a_down + k0 * a_across, a_down, a_across, rows, inner)
                 target = c + i0 * c_down + 4 * j0
                 _block(target, c_down, packed_a, packed_b, rows, columns, inner, how, tile)
+
+
+multiply_addresses = jit_within(_multiply_addresses)
+
+
+@jit_ranges_with_slot
+def _blocks(
+    a: int, a_down: int, a_across: int, b: int, b_down: int, b_across: int, c: int, c_down: int, m: int, n: int, k: int,
+    tall: int, accumulate: bool, by_rows: bool, scratch: int, scratch_bytes: int, floats_of_b: int, floats_of_a: int,
+    slot: int, begin: int, end: int,
+) -> None:  # fmt: skip
+    """Units [begin, end) of rows or columns."""
+    if by_rows:
+        first = begin * ROWS
+        a, c, m = a + first * a_down, c + first * c_down, min(end * ROWS, m) - first
+    else:
+        first = begin * COLUMNS
+        b, c, n = b + first * b_across, c + 4 * first, min(end * COLUMNS, n) - first
+    multiply_addresses(
+        a, a_down, a_across, b, b_down, b_across, c, c_down, m, n, k, tall, way_of(c, c_down, m, n, accumulate),
+        scratch + slot * scratch_bytes, floats_of_b, floats_of_a,
+    )  # fmt: skip
 
 
 @jit_within

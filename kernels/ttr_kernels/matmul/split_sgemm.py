@@ -14,15 +14,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
-from collections.abc import Callable
 
 import numpy as np
 from llvmlite.binding import get_host_cpu_features
 from numba.core import config
 
 from ..common.arrays import Array
-from ..common.compilation import jit, jit_within
-from ..common.scratch import thread_scratch
+from ..common.compilation import jit_within
+from ..common.parallel import parallel_for
+from ..common.ranges import jit_ranges_with_slot
+from ..common.scratch import scratch_of_threads
 from ..common.vectors import start_of
 from . import sgemm
 from .micro_kernel import ADD, SET, STREAM, add_vector, copy_vector, read, stream_vector, transpose_square, write
@@ -74,44 +75,50 @@ def takes(a: Array, b: Array, out: Array) -> bool:
     return min(*out.shape, a.shape[1]) >= BLOCK and out.strides[1] == 4
 
 
-def way_for(a: Array, b: Array) -> Callable[[Array, Array, Array, bool], None]:
-    """A function (a, b, out, accumulate) for this product and each block of it: out = a b, or out += a b, in float32,
-    none of them empty, a and b of any strides.
+def multiply(a: Array, b: Array, out: Array, accumulate: bool, by_rows: bool, grain: int) -> None:
+    """out = a b, or out += a b, in float32, none of them empty, a and b of any strides: rows or columns of the result
+    on all threads, at least `grain` blocks of them on each.
 
     Of two matrices that lie row by row along k the smaller is transposed when it is packed: b as the first operand of
     outᵀ = bᵀ aᵀ, or a.
     """
+    units = -(-out.shape[0 if by_rows else 1] // BLOCK)
     turned = a.strides[0] == b.strides[1] == 4 and b.shape[1] < a.shape[0]
-    few = (a.shape[0] if turned else b.shape[1]) <= _NARROW
-    return functools.partial(_multiply_turned if turned else _multiply, _INNER_NARROW if few else _INNER)
-
-
-def _multiply_turned(most: int, a: Array, b: Array, out: Array, accumulate: bool) -> None:
-    _multiply(most, b.T, a.T, out, accumulate, True)
-
-
-def _multiply(most: int, a: Array, b: Array, out: Array, accumulate: bool, turned: bool = False) -> None:
+    if turned:
+        a, b = b.T, a.T
     (m, k), n = a.shape, b.shape[1]
+    most = _INNER_NARROW if n <= _NARROW else _INNER
     inner, tall, wide = min(k, most), min(m, _TALL if a.strides[1] == 4 else _TALL_TRANSPOSED), min(n, _WIDE)
-    way = sgemm.way_of(out, accumulate)
     panel = -(-inner // STEP) * STEP_BYTES
     bytes_of_b, bytes_of_a = -(-wide // BLOCK) * panel, -(-tall // BLOCK) * panel
     floats_of_b, floats_of_a, floats = sgemm.scratch_floats(tall, max(wide, tall), inner, tall)
-    scratch = thread_scratch((_C + _EDGE + _PARTS + bytes_of_b + bytes_of_a) // 4 + floats, "product")
-    _multiply_addresses(
-        start_of(a), *a.strides, start_of(b), *b.strides, start_of(out), out.strides[0], m, n, k,
-        inner, tall, SET if turned and way == STREAM else way, turned,
-        _CONFIGURATION.ctypes.data, start_of(scratch), bytes_of_b, bytes_of_a, floats_of_b, floats_of_a,
+    scratch = scratch_of_threads((_C + _EDGE + _PARTS + bytes_of_b + bytes_of_a) // 4 + floats, "product")
+    parallel_for(
+        _blocks, units, start_of(a), *a.strides, start_of(b), *b.strides, start_of(out), out.strides[0], m, n, k,
+        inner, tall, accumulate, turned, by_rows, _CONFIGURATION.ctypes.data, start_of(scratch), scratch.strides[0],
+        bytes_of_b, bytes_of_a, floats_of_b, floats_of_a, grain=grain,
     )  # fmt: skip
 
 
-@jit
-def _multiply_addresses(
+@jit_ranges_with_slot
+def _blocks(
     a: int, a_down: int, a_across: int, b: int, b_down: int, b_across: int, c: int, c_down: int, m: int, n: int, k: int,
-    most: int, tall: int, way: int, turned: bool, configuration: int, scratch: int, bytes_of_b: int, bytes_of_a: int,
-    floats_of_b: int, floats_of_a: int,
+    most: int, tall: int, accumulate: bool, turned: bool, by_rows: bool, configuration: int, scratch: int,
+    scratch_bytes: int, bytes_of_b: int, bytes_of_a: int, floats_of_b: int, floats_of_a: int,
+    slot: int, begin: int, end: int,
 ) -> None:  # fmt: skip
-    edge = scratch + _C
+    """Blocks [begin, end) of rows or columns of the result."""
+    first = begin * BLOCK
+    c += first * (c_down if by_rows else 4)
+    # If turned, rows of the result are columns of the second operand.
+    if by_rows != turned:
+        a, m = a + first * a_down, min(end * BLOCK, m) - first
+    else:
+        b, n = b + first * b_across, min(end * BLOCK, n) - first
+    way = sgemm.way_of(c, c_down, m, n, accumulate)
+    way = SET if turned and way == STREAM else way
+    own = scratch + slot * scratch_bytes
+    edge = own + _C
     packed_b = edge + _EDGE + _PARTS
     packed_a = packed_b + bytes_of_b
     others = packed_a + bytes_of_a
@@ -129,17 +136,17 @@ def _multiply_addresses(
                 odd = odd_b | _pack(packed_a, from_a, a_down, a_across, rows, inner, False, edge)
                 target = c + j0 * c_down + 4 * i0 if turned else c + i0 * c_down + 4 * j0
                 if odd == 0:
-                    _block(target, c_down, packed_a, packed_b, rows, columns, inner, how, turned, scratch)
-                elif turned:
-                    sgemm.multiply_addresses(
-                        from_b, b_across, b_down, from_a, a_across, a_down, target, c_down, columns, rows, inner,
-                        tall, how, others, floats_of_b, floats_of_a,
-                    )  # fmt: skip
-                else:
-                    sgemm.multiply_addresses(
-                        from_a, a_down, a_across, from_b, b_down, b_across, target, c_down, rows, columns, inner,
-                        tall, how, others, floats_of_b, floats_of_a,
-                    )  # fmt: skip
+                    _block(target, c_down, packed_a, packed_b, rows, columns, inner, how, turned, own)
+                    continue
+                left, left_down, left_across, tall_side = from_a, a_down, a_across, rows
+                right, right_down, right_across, wide_side = from_b, b_down, b_across, columns
+                if turned:
+                    left, left_down, left_across, tall_side = from_b, b_across, b_down, columns
+                    right, right_down, right_across, wide_side = from_a, a_across, a_down, rows
+                sgemm.multiply_addresses(
+                    left, left_down, left_across, right, right_down, right_across, target, c_down,
+                    tall_side, wide_side, inner, tall, how, others, floats_of_b, floats_of_a,
+                )  # fmt: skip
     end_tiles()
 
 
