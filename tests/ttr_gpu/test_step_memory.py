@@ -127,7 +127,7 @@ from ttr_gpu.train.config import RunConfig, TrainConfig
 from ttr_gpu.train.memory_plan import step_memory
 from ttr_gpu.train.optimizer import Optimizer
 from ttr_kernels.common import scratch
-from ttr_kernels.common.parallel import get_threads, limit_blas
+from ttr_kernels.common.parallel import limit_blas
 
 changes, policy, optimizer, lengths = json.loads(sys.argv[1])
 limit_blas()
@@ -168,11 +168,8 @@ step(15)
 peak = tracemalloc.get_traced_memory()[1] - before
 numpy = [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
 left = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(numpy).traces)
-# The buffer of performer attention is every thread's; this one's products are its own.
-own = vars(scratch._local)
 # The plan leaves out tiles of softmax attention and panels of matrix products, about a megabyte of each thread.
-of_all = {"linear attention": get_threads(), "tile": 0, "product": 0}
-kept = sum(buffer.nbytes * of_all.get(name, 1) for name, buffer in own.items())
+kept = sum(buffer.nbytes for name, buffer in vars(scratch._local).items() if name not in ("tile", "product"))
 print(json.dumps([plan.scratch, kept, plan.activations, model.arena.misses, model.arena.extent, faults, peak, left]))
 """
 

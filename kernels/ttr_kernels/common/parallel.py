@@ -146,7 +146,7 @@ def parallel_for(kernel: Callable[..., Any], count: int, *arguments: Any, grain:
     threads = min(_threads, parts)
     if even:
         parts = threads
-    compiled = getattr(kernel, "serves_board", False)
+    compiled = hasattr(kernel, "kernel")
     if threads == 1 or not _busy.acquire(blocking=False):
         failed = kernel(_board, 1, count, 1, *arguments) if compiled else kernel(*arguments, 0, count)
     else:

@@ -72,7 +72,7 @@ def _launcher(function: Callable[..., Any], with_slot: bool) -> Any:
         function.__qualname__, function.__module__, function.__doc__,
     )  # fmt: skip
     launcher = jit(launch)
-    launcher.serves_board = True
+    launcher.kernel = function
     return launcher
 
 
@@ -190,7 +190,8 @@ def serve(board: Any, slot: int, seen: int, patience: int) -> Any:
             if look(board, _ENTRY) == 0:
                 return seen, False
             _take_ranges(board, number, slot)
-            looks = 0
+            if slot < look(board, _THREADS):
+                looks = 0
         looks += 1
         pause()
         if looks % _LOOKS == 0:

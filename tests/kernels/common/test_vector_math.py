@@ -150,7 +150,7 @@ CALLS = re.compile(r"\$(?:exp|log|log1p|tanh|erf|sin|cos|__\w*hf\w*)f?\b")
 def assembly(dispatcher, *arguments):
     """What a kernel compiles to for such arguments. Anew, with its own options: numba shows none of its kept code."""
     options = {name: value for name, value in dispatcher.targetoptions.items() if name != "nopython"}
-    fresh = numba.njit(**options)(dispatcher.py_func)
+    fresh = numba.njit(**options)(getattr(dispatcher, "kernel", dispatcher.py_func))
     fresh.compile(tuple(numba.typeof(argument) for argument in arguments))
     (text,) = fresh.inspect_asm().values()
     return text
