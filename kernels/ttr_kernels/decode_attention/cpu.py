@@ -15,7 +15,7 @@ from .cpu_pieces import KEYS, Options, attend_piece, combine_pieces
 if TYPE_CHECKING:
     from ..attention import TimeBias
 
-# Floats of keys and values that make it worth waking a second thread, and results to be combined.
+# Floats of keys and values that are worth a thread of their own, and results to be combined.
 _PIECE_FLOATS, _RESULT_FLOATS = 1 << 16, 1 << 15
 
 

@@ -27,7 +27,7 @@ from .split_kernel import BLOCK
 if TYPE_CHECKING:
     from . import LinearSaved
 
-# Multiplications that make it worth waking a second thread.
+# Multiplications that are worth a thread of their own.
 _MULTIPLICATIONS = 1 << 20
 
 

@@ -16,7 +16,7 @@ from ..common.storage import load, store
 if TYPE_CHECKING:
     from . import RmsNormSaved
 
-# Rows that make it worth waking a second thread (which takes some 20 to 50 µs), for a row of 256 floats.
+# Rows that are worth a thread of their own, for a row of 256 floats.
 _GRAIN = 64
 
 

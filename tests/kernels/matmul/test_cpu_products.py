@@ -1,5 +1,6 @@
 """What multiplies on a CPU: direct calls into OpenBLAS, oneDNN for bfloat16, and what is done without either."""
 
+import ctypes
 import os
 from importlib.metadata import PackageNotFoundError
 
@@ -212,6 +213,36 @@ def test_without_openblas_numpy_multiplies(accumulate, monkeypatch):
     monkeypatch.setattr(cpu, "float32_products", lambda: "blas")
     for size in SIZES:
         check_product(FLOAT32, FLOAT32, size, "plain", "transposed", "gap between rows", accumulate)
+
+
+@ctypes.CFUNCTYPE(
+    None, *(ctypes.c_int,) * 3, *(ctypes.c_int32,) * 3, ctypes.c_float, ctypes.c_void_p, ctypes.c_int32,
+    ctypes.c_void_p, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p, ctypes.c_int32,
+)  # fmt: skip
+def sgemm_of_32_bits(order, left, right, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+    """cblas_sgemm of a BLAS whose sizes have 32 bits."""
+
+    def matrix(address, rows, columns, leading):
+        count = (rows - 1) * leading + columns
+        flat = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (count,))
+        return np.lib.stride_tricks.as_strided(flat, (rows, columns), (4 * leading, 4))
+
+    assert (order, alpha) == (101, 1.0)
+    a = matrix(a, m, k, lda) if left == 111 else matrix(a, k, m, lda).T
+    b = matrix(b, k, n, ldb) if right == 111 else matrix(b, n, k, ldb).T
+    out = matrix(c, m, n, ldc)
+    out[...] = a @ b + (out if beta else 0)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_blas_whose_sizes_have_32_bits(accumulate, monkeypatch):
+    monkeypatch.setattr(blas, "_sgemm", lambda: sgemm_of_32_bits)
+    monkeypatch.setattr(blas, "_address", blas._address.__wrapped__)
+    assert blas._address()[1] is False
+    monkeypatch.setattr(cpu, "float32_products", lambda: "blas")
+    for size in SIZES:
+        check_product(FLOAT32, FLOAT32, size, "plain", "transposed", "gap between rows", accumulate)
+        check_product(FLOAT32, FLOAT32, size, "transposed", "plain", "plain", accumulate)
 
 
 def test_why_there_is_no_onednn(monkeypatch, tmp_path):
