@@ -2,9 +2,9 @@
 
 Compiled kernels work on a range of rows, and BLAS is called with one thread per range of rows, so one pool of threads
 serves both: compiled code hands out ranges without Python (see ranges); what has to be called from Python is handed out
-there. A BLAS with threads of its own would spin between its calls and take the cores
-away from the kernels (measured on 2 cores: elementwise kernels 1.8 times slower, and with OpenMP threads in numba the
-matrix products 2.3 times slower); splitting the products by rows costs nothing.
+there. A BLAS with threads of its own would spin between its calls and take the cores away from the kernels (measured on
+2 cores: elementwise kernels 1.8 times slower, and with OpenMP threads in numba the matrix products 2.3 times slower);
+splitting the products by rows costs nothing.
 """
 
 from __future__ import annotations

@@ -64,12 +64,15 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         _on_all_threads(onednn.multiply, a, b, out, accumulate)
         return
     a, b = in_float32(a, "matmul a"), in_float32(b, "matmul b")
+    result, found = out, _direct(a, b, out) if out.dtype == FLOAT32 else None
     # NumPy calls BLAS only on a result whose rows are contiguous.
-    direct = out.dtype == FLOAT32 and (
-        _direct(a, b, out) is not None or (not accumulate and out.strides[1] == 4 and out.strides[0] > 0)
+    direct = found is not None or (
+        out.dtype == FLOAT32 and not accumulate and out.strides[1] == 4 and out.strides[0] > 0
     )
-    result = out if direct else thread_scratch(out.size, "matmul out")[: out.size].reshape(out.shape)
-    if (found := _direct(a, b, result)) is not None:
+    if not direct:
+        result = thread_scratch(out.size, "matmul out")[: out.size].reshape(out.shape)
+        found = _direct(a, b, result)
+    if found is not None:
         multiply, *unit = found
         by_rows, grain = _division(result.shape[0], result.shape[1], a.shape[1], *unit)
         multiply(a, b, result, accumulate and direct, by_rows, grain)
