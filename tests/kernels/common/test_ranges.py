@@ -65,6 +65,13 @@ def test_ranges_cover_everything_once(count, grain, even, threads):
         assert ranges == (1 if threads == 1 else min(threads, most) if even else most)
 
 
+def test_small_ranges_that_threads_race_for_are_taken_once():
+    visits, ends = np.zeros((2, 100_000), np.int64)
+    for number in range(1, 31):
+        parallel_for(_count, len(visits), visits, ends, even=False)
+        assert (visits == number).all()
+
+
 def test_nothing_to_do():
     visits, ends = np.zeros((2, 1), np.int64)
     for count in (0, -3):
