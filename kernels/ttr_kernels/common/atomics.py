@@ -9,9 +9,12 @@ from llvmlite.binding import get_process_triple
 from numba import types
 from numba.extending import intrinsic
 
+from .compilation import jit_within
 from .storage import element_pointer
 
 _WORD = ir.IntType(64)
+# Looks between two offers of the core to other threads.
+LOOKS = 64
 # Lets others run where there are more threads than cores.
 give_way = types.ExternalFunction("sched_yield", types.int32())
 
@@ -71,3 +74,14 @@ def pause(context: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@jit_within
+def wait_for(array: Any, index: int, least: int) -> None:
+    """Until the element is at least so large."""
+    looks = 0
+    while look(array, index) < least:
+        looks += 1
+        pause()
+        if looks % LOOKS == 0:
+            give_way()

@@ -24,15 +24,13 @@ from numba.core.typing import signature as signature_of
 from numba.extending import intrinsic
 
 from .arrays import Array
-from .atomics import add_one, give_way, look, pause, publish, replace
+from .atomics import LOOKS, add_one, give_way, look, pause, publish, replace, wait_for
 from .compilation import jit, jit_within
 
 # Words of the board, 64 bytes apart where one is written while others are read.
 _TICKET, _DONE, _FAILED, _ENTRY, _PLACE, _COUNT, _PARTS, _THREADS = 0, 8, 9, 16, 17, 18, 19, 20
 _BOARD = 24
 _RANGE = 0xFFFFFFFF
-# Looks between two offers of the core to other threads.
-_LOOKS = 64
 _BYTES, _WORD = ir.IntType(8).as_pointer(), ir.IntType(64)
 _ENTRY_POINT = ir.FunctionType(ir.IntType(32), [_BYTES, _WORD, _WORD, _WORD])
 
@@ -72,6 +70,7 @@ def _launcher(function: Callable[..., Any], with_slot: bool) -> Any:
         function.__qualname__, function.__module__, function.__doc__,
     )  # fmt: skip
     launcher = jit(launch)
+    # This also tells a launcher from a function of Python.
     launcher.kernel = function
     return launcher
 
@@ -136,12 +135,7 @@ def _run(board: Any, threads: int, count: int, parts: int, entry: int, place: in
     if parts <= 1:
         return _call(entry, place, 0, 0, count)
     _take_ranges(board, _announce(board, entry, place, count, parts, threads), 0)
-    looks = 0
-    while look(board, _DONE) < parts:
-        looks += 1
-        pause()
-        if looks % _LOOKS == 0:
-            give_way()
+    wait_for(board, _DONE, parts)
     return look(board, _FAILED)
 
 
@@ -194,7 +188,7 @@ def serve(board: Any, slot: int, seen: int, patience: int) -> Any:
                 looks = 0
         looks += 1
         pause()
-        if looks % _LOOKS == 0:
+        if looks % LOOKS == 0:
             give_way()
     return seen, True
 

@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array
-from .atomics import add_one, give_way, look
+from .atomics import add_one, wait_for
 from .compilation import jit_within
 
 # Each counter has a cache line of its own.
 _LINE = 8
-# Looks at a counter before the core is offered to others: a phase that is split evenly ends within a microsecond.
-_LOOKS = 200
 
 
 def new_control(phases: int) -> Array:
@@ -49,8 +47,4 @@ def done(control: Any, phase: int) -> None:
 @jit_within
 def wait(control: Any, phase: int, units: int) -> None:
     """Until all units of the phase are done."""
-    looks = 0
-    while look(control, phase * 2 * _LINE + _LINE) < units:
-        looks += 1
-        if looks > _LOOKS:
-            give_way()
+    wait_for(control, phase * 2 * _LINE + _LINE, units)

@@ -96,7 +96,8 @@ def _panel(inner: int) -> Any:
     return (ROWS * inner + 2 * LANES - ROWS - 1) // LANES * LANES
 
 
-def _multiply_addresses(
+@jit_within
+def multiply_addresses(
     a: int, a_down: int, a_across: int, b: int, b_down: int, b_across: int, c: int, c_down: int, m: int, n: int, k: int,
     tall: int, way: int, scratch: int, floats_of_b: int, floats_of_a: int,
 ) -> None:  # fmt: skip
@@ -113,9 +114,6 @@ def _multiply_addresses(
                 _pack_a(packed_a, a + i0 * a_down + k0 * a_across, a_down, a_across, rows, inner)
                 target = c + i0 * c_down + 4 * j0
                 _block(target, c_down, packed_a, packed_b, rows, columns, inner, how, tile)
-
-
-multiply_addresses = jit_within(_multiply_addresses)
 
 
 @jit_ranges_with_slot

@@ -20,7 +20,11 @@ def _sums(control, values, begin, end):
             unit = take(control, phase)
             if unit >= values.shape[1]:
                 break
-            total = 0.0
+            # Long enough for threads to be at work at the same time.
+            delay = 0.0
+            for step in range(2000):
+                delay += np.sqrt(step + delay)
+            total = 0.0 if delay > 0.0 else np.nan
             for other in range(values.shape[1]):
                 total += values[phase - 1, other]
             values[phase, unit] = total / values.shape[1] + 1.0
