@@ -285,13 +285,13 @@ def flat_rows(array: Array, inner: int = 1) -> tuple[Array, int, int]:
     if array.size == 0 or array.flags.c_contiguous:
         split, shape = array.ndim - inner, array.shape
         flat = array.reshape(-1) if isinstance(array, np.ndarray) else array
-        return _kernel_dtype(flat), math.prod(shape[:split]), math.prod(shape[split:])
+        return kernel_bits(flat), math.prod(shape[:split]), math.prod(shape[split:])
     rows, stride, row = _evenly_spaced(array.shape, array.strides, array.itemsize, inner)
     if not isinstance(array, np.ndarray):
         # Kernels on a GPU need no more than the address of the first element.
         return array, rows, stride
     flat = np.lib.stride_tricks.as_strided(array, ((rows - 1) * stride + row,), (array.itemsize,))
-    return _kernel_dtype(flat), rows, stride
+    return kernel_bits(flat), rows, stride
 
 
 @functools.lru_cache(maxsize=1024)
@@ -341,13 +341,13 @@ def result_rows(name: str, array: Array, inner: int = 1) -> tuple[Array, int, in
 
 def kernel_view(array: Array) -> Array:
     """A C-contiguous array (copied only if it is not) in the dtype that compiled kernels know."""
-    return _kernel_dtype(contiguous(array))
+    return kernel_bits(contiguous(array))
 
 
 _BITS = {BFLOAT16: np.dtype(np.uint16), FLOAT16: np.dtype(np.int16)}
 
 
-def _kernel_dtype(array: Array) -> Array:
+def kernel_bits(array: Array) -> Array:
     if not isinstance(array, np.ndarray):
         return array
     # numba knows neither 16-bit float on the CPU: bfloat16 travels as uint16 and float16 as int16, told apart by

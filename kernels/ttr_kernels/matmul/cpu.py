@@ -1,7 +1,8 @@
 """Matrix products on CPU cores, one thread per block of the result (see common.parallel for why).
 
 float32 is multiplied on the matrix unit where there is one (see split_sgemm), by own blocks where those are ahead (see
-sgemm), else by the BLAS that NumPy ships; bfloat16 by oneDNN where that is there (see onednn), else as float32.
+sgemm), else by the BLAS that NumPy ships; bfloat16 by oneDNN where that is there (see onednn). Else 16-bit floats are
+multiplied as float32: by own blocks, which read and write them as they are, or from and into float32 copies.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ def float32_products() -> str:
     return "blas"
 
 
-def _direct(a: Array, b: Array, out: Array) -> tuple[Any, int, int] | None:
+def _direct(a: Array, b: Array, out: Array, accumulate: bool) -> tuple[Any, int, int] | None:
     """Whose function writes this product where it belongs, and the rows and columns of a unit of it."""
     who = float32_products()
+    if not a.dtype == b.dtype == out.dtype == FLOAT32:
+        own = who != "split" and sgemm.is_possible() and sgemm.takes(a, b, out, accumulate)
+        return (sgemm.multiply, ROWS, COLUMNS) if own else None
     if who == "split" and split_sgemm.takes(a, b, out):
         return split_sgemm.multiply, BLOCK, BLOCK
-    if who != "blas" and sgemm.takes(a, b, out):
+    if who != "blas" and sgemm.takes(a, b, out, accumulate):
         return sgemm.multiply, ROWS, COLUMNS
     return (blas.multiply, 1, 1) if blas.takes(a, b, out) else None
 
@@ -62,20 +66,30 @@ def product(a: Array, b: Array, out: Array, accumulate: bool) -> None:
         return
     if a.dtype == BFLOAT16 and b.dtype == BFLOAT16 and onednn.takes(a, b, out):
         _on_all_threads(onednn.multiply, a, b, out, accumulate)
-        return
-    a, b = in_float32(a, "matmul a"), in_float32(b, "matmul b")
-    result, found = out, _direct(a, b, out) if out.dtype == FLOAT32 else None
+    elif (found := _direct(a, b, out, accumulate)) is not None:
+        _multiply(found, a, b, out, accumulate)
+    else:
+        _multiply_in_float32(in_float32(a, "matmul a"), in_float32(b, "matmul b"), out, accumulate)
+
+
+def _multiply(found: tuple[Any, int, int], a: Array, b: Array, out: Array, accumulate: bool) -> None:
+    multiply, *unit = found
+    by_rows, grain = _division(out.shape[0], out.shape[1], a.shape[1], *unit)
+    multiply(a, b, out, accumulate, by_rows, grain)
+
+
+def _multiply_in_float32(a: Array, b: Array, out: Array, accumulate: bool) -> None:
+    """a and b are float32; the result goes through a float32 copy, unless it can be written as it lies."""
+    found, result = _direct(a, b, out, accumulate), out
     # NumPy calls BLAS only on a result whose rows are contiguous.
     direct = found is not None or (
         out.dtype == FLOAT32 and not accumulate and out.strides[1] == 4 and out.strides[0] > 0
     )
     if not direct:
         result = thread_scratch(out.size, "matmul out")[: out.size].reshape(out.shape)
-        found = _direct(a, b, result)
+        found = _direct(a, b, result, False)
     if found is not None:
-        multiply, *unit = found
-        by_rows, grain = _division(result.shape[0], result.shape[1], a.shape[1], *unit)
-        multiply(a, b, result, accumulate and direct, by_rows, grain)
+        _multiply(found, a, b, result, accumulate and direct)
     else:
         with single_threaded_blas():
             _on_all_threads(blas.multiply_with_numpy, a, b, result, accumulate and direct)

@@ -26,7 +26,7 @@ from ..common.ranges import jit_ranges_with_slot
 from ..common.scratch import scratch_of_threads
 from ..common.vectors import start_of
 from . import sgemm
-from .micro_kernel import ADD, SET, STREAM, add_vector, copy_vector, read, stream_vector, transpose_square, write
+from .micro_kernel import ADD, FLOAT32, SET, STREAM, add_vector, copy_vector, read, stream_vector, transpose_square, write
 from .split_kernel import (
     BLOCK,
     CONFIGURATION,
@@ -144,8 +144,8 @@ def _blocks(
                     left, left_down, left_across, tall_side = from_b, b_across, b_down, columns
                     right, right_down, right_across, wide_side = from_a, a_across, a_down, rows
                 sgemm.multiply_addresses(
-                    left, left_down, left_across, right, right_down, right_across, target, c_down,
-                    tall_side, wide_side, inner, tall, how, others, floats_of_b, floats_of_a,
+                    left, left_down, left_across, FLOAT32, right, right_down, right_across, FLOAT32,
+                    target, c_down, FLOAT32, tall_side, wide_side, inner, tall, how, others, floats_of_b, floats_of_a,
                 )  # fmt: skip
     end_tiles()
 
