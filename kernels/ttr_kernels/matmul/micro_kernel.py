@@ -1,6 +1,6 @@
 """What a blocked matrix product does innermost, in LLVM vectors: a block of C from packed panels, and packing itself.
 
-A panel of A is ROWS rows side by side, element (row, k) at k·ROWS + row; a panel of B is COLUMNS columns, element
+A panel of A is ROWS rows side by side, element (row, k) at k·LANES + row; a panel of B is COLUMNS columns, element
 (k, column) at k·COLUMNS + column, all float32. Arrays are given as addresses, and their strides in bytes: packing reads
 them as they lie, whichever way, and makes float32 of 16-bit floats. All intrinsics are for compiled kernels.
 """
@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from ..common.compilation import jit_within
 from ..common.tile_multiply import LANES, accumulated
+from ..common.vectors import LINE, fetch_later
 
 # 28 sums, two vectors of B and one factor in 32 registers (AVX-512), 12 sums in 16 (AVX2).
 ROWS = 14 if LANES == 16 else 6
@@ -51,9 +52,15 @@ def block_product(context: Any, c: Any, c_down: Any, a: Any, b: Any, inner: Any,
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         c, c_down, a, b, inner, write = arguments
         factors_of_a = builder.inttoptr(a, _FLOAT.as_pointer())
+        with builder.if_then(builder.icmp_signed("!=", write, _WORD(STREAM))):
+            # C comes from far away, and is needed when the sums are done.
+            for r in range(ROWS):
+                for line in range(0, 4 * COLUMNS, LINE):
+                    offset = builder.add(builder.mul(c_down, _WORD(r)), _WORD(line))
+                    fetch_later(builder, _vector(builder, c, offset), to_write=True)
 
         def factors(k: Any) -> Any:
-            at_a, at_b = builder.mul(k, _WORD(ROWS)), builder.mul(k, _WORD(4 * COLUMNS))
+            at_a, at_b = builder.mul(k, _WORD(LANES)), builder.mul(k, _WORD(4 * COLUMNS))
             of_b = [
                 builder.load(_vector(builder, b, builder.add(at_b, _WORD(4 * v * LANES))), align=4 * LANES)
                 for v in range(VECTORS)
@@ -170,8 +177,7 @@ def transpose_square_of(kind: int, target: int, target_stride: int, source: int,
 
 @jit_within
 def transpose_rows_of(kind: int, target: int, target_stride: int, source: int, source_stride: int) -> None:
-    """The same for ROWS rows, and whole vectors are written all the same: columns are to be transposed in order, and
-    what the last one writes beyond its end must be free."""
+    """The same for ROWS rows: what is written to the other lanes is undefined."""
     if kind == FLOAT32:
         _rows_of_float32(target, target_stride, source, source_stride)
     elif kind == BFLOAT16:

@@ -1,8 +1,8 @@
 """Products by packed panels and a block of registers, for processors where that is ahead of NumPy's BLAS.
 
-C = A·B in blocks (Goto & van de Geijn 2008, *Anatomy of high-performance matrix multiplication*): a block of B and one
-of A that stay in the second-level cache, packed into panels which the innermost loop reads in order. An element of C is
-summed over k in one order, whatever block it is in: results do not depend on the number of threads.
+C = A·B in blocks (after Goto & van de Geijn 2008, *Anatomy of high-performance matrix multiplication*): a block of B
+stays in the second-level cache and a panel of A in the first, packed so that the innermost loop reads them in order. An
+element of C is summed over k in one order, whatever block it is in: results do not depend on the number of threads.
 
 Operands and results may be 16-bit floats, which no BLAS takes: packing makes float32 of them, and a block of the result
 is rounded while it is in the cache.
@@ -43,10 +43,11 @@ from .micro_kernel import (
     write,
 )
 
-# Of a block: its inner size, columns of B, and rows of A: more where A is transposed and read a row of it at a time.
+# Of a block: its inner size, columns of B, and rows of A: a panel, which stays in the first-level cache while B's pass
+# by; more where A is transposed and read a row of it at a time.
 _INNER = 256
 _WIDE = 16 * COLUMNS
-_TALL, _TALL_TRANSPOSED = 8 * ROWS, 36 * ROWS
+_TALL, _TALL_TRANSPOSED = ROWS, 36 * ROWS
 # Rows of a 16-bit result whose sums are kept in float32, where blocks of them are added up over k.
 _ROUNDED = 1024
 # A result of so many bytes would push what it is made of out of the cache, and is written past it.
@@ -84,9 +85,10 @@ def multiply(a: Array, b: Array, out: Array, accumulate: bool, by_rows: bool, gr
     if out.itemsize == 2:
         floats += min(n, _WIDE) * (min(m, _ROUNDED) if k > _INNER else min(m, tall))
     scratch = scratch_of_threads(floats, "product")
+    at_a, at_b, at_out = (start_of(kernel_bits(x)) for x in (a, b, out))
     parallel_for(
-        _blocks, -(-m // ROWS) if by_rows else -(-n // COLUMNS), start_of(kernel_bits(a)), *a.strides, _KINDS[a.dtype],
-        start_of(kernel_bits(b)), *b.strides, _KINDS[b.dtype], start_of(kernel_bits(out)), out.strides[0], _KINDS[out.dtype], m, n, k, tall,
+        _blocks, -(-m // ROWS) if by_rows else -(-n // COLUMNS), at_a, *a.strides, _KINDS[a.dtype],
+        at_b, *b.strides, _KINDS[b.dtype], at_out, out.strides[0], _KINDS[out.dtype], m, n, k, tall,
         accumulate, by_rows, start_of(scratch), scratch.strides[0], floats_of_b, floats_of_a, grain=grain,
     )  # fmt: skip
 
@@ -102,15 +104,9 @@ def way_of(c: int, c_down: int, m: int, n: int, accumulate: bool) -> Any:
 def scratch_floats(m: int, n: int, k: int, tall: int) -> tuple[int, int, int]:
     """Of working memory: for the packed block of B, for that of A, and in all for a float32 result."""
     inner = min(k, _INNER)
-    of_a = -(-min(m, tall) // ROWS) * _panel(inner)
+    of_a = -(-min(m, tall) // ROWS) * LANES * inner
     of_b = -(-min(n, _WIDE) // COLUMNS) * COLUMNS * inner
     return of_b, of_a, of_b + of_a + ROWS * COLUMNS
-
-
-@jit_within
-def _panel(inner: int) -> Any:
-    """Floats of a panel of A: the last vector that is written ends beyond it."""
-    return (ROWS * inner + 2 * LANES - ROWS - 1) // LANES * LANES
 
 
 @jit_within
@@ -172,10 +168,10 @@ def _blocks(
 
 @jit_within
 def _block(c: int, c_down: int, a: int, b: int, rows: int, columns: int, inner: int, way: int, tile: int) -> None:
-    for j in range(0, columns, COLUMNS):
-        for panel in range((rows + ROWS - 1) // ROWS):
-            i = panel * ROWS
-            here, of_a, of_b = c + i * c_down + 4 * j, a + 4 * panel * _panel(inner), b + 4 * j * inner
+    for panel in range((rows + ROWS - 1) // ROWS):
+        i, of_a = panel * ROWS, a + 4 * panel * LANES * inner
+        for j in range(0, columns, COLUMNS):
+            here, of_b = c + i * c_down + 4 * j, b + 4 * j * inner
             if i + ROWS <= rows and j + COLUMNS <= columns:
                 block_product(here, c_down, of_a, of_b, inner, way)
                 continue
@@ -215,19 +211,19 @@ def _pack_b(target: int, b: int, down: int, across: int, kind: int, columns: int
 @jit_within
 def _pack_a(target: int, a: int, down: int, across: int, kind: int, rows: int, inner: int) -> None:
     # Panels of whole vectors first: of a transposed A all of them row by row, as it lies in memory.
-    full, step, size = 0, 4 * _panel(inner), _size(kind)
+    full, step, size = 0, 4 * LANES * inner, _size(kind)
     if down == size:
         full = max(0, (rows - LANES + ROWS) // ROWS)
         for k in range(inner):
             for panel in range(full):
-                copy_vector_of(kind, target + panel * step + 4 * k * ROWS, a + size * panel * ROWS + k * across)
+                copy_vector_of(kind, target + panel * step + 4 * k * LANES, a + size * panel * ROWS + k * across)
     for panel in range(full, (rows + ROWS - 1) // ROWS):
         to, start, done = target + panel * step, a + panel * ROWS * down, 0
         if across == size and (panel + 1) * ROWS <= rows:
             done = inner // LANES * LANES
             for k in range(0, done, LANES):
-                transpose_rows_of(kind, to + 4 * k * ROWS, 4 * ROWS, start + size * k, down)
+                transpose_rows_of(kind, to + 4 * k * LANES, 4 * LANES, start + size * k, down)
         for k in range(done, inner):
             for r in range(ROWS):
                 value = read_of(kind, start + r * down + k * across) if panel * ROWS + r < rows else _ZERO
-                write(to + 4 * (k * ROWS + r), value)
+                write(to + 4 * (k * LANES + r), value)

@@ -26,7 +26,18 @@ from ..common.ranges import jit_ranges_with_slot
 from ..common.scratch import scratch_of_threads
 from ..common.vectors import start_of
 from . import sgemm
-from .micro_kernel import ADD, FLOAT32, SET, STREAM, add_vector, copy_vector, read, stream_vector, transpose_square, write
+from .micro_kernel import (
+    ADD,
+    FLOAT32,
+    SET,
+    STREAM,
+    add_vector,
+    copy_vector,
+    read,
+    stream_vector,
+    transpose_square,
+    write,
+)
 from .split_kernel import (
     BLOCK,
     CONFIGURATION,

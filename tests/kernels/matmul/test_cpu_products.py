@@ -1,14 +1,16 @@
 """What multiplies on a CPU: direct calls into OpenBLAS, oneDNN for bfloat16, and what is done without either."""
 
 import ctypes
+import itertools
 import os
 from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ttr_kernels.common import parallel
-from ttr_kernels.common.arrays import BFLOAT16, FLOAT32
+from ttr_kernels.common.arrays import BFLOAT16, FLOAT16, FLOAT32
 from ttr_kernels.matmul import blas, cpu, matmul, onednn, sgemm, split_sgemm
 
 needs_onednn = pytest.mark.skipif(
@@ -79,6 +81,52 @@ def test_own_blocks_in_any_layout(who, size, layout, accumulate, monkeypatch):
     check_product(FLOAT32, FLOAT32, size, layout, "transposed", "plain", accumulate)
     check_product(FLOAT32, FLOAT32, size, "plain", layout, "gap between rows", accumulate)
     check_product(FLOAT32, FLOAT32, size, "transposed", "plain", layout, accumulate)
+
+
+ROUNDING = {FLOAT32: 1e-6, BFLOAT16: 2.0**-8, FLOAT16: 2.0**-11}
+KINDS = list(itertools.product(ROUNDING, repeat=3))[1:]
+
+
+@needs_blocks
+@pytest.mark.parametrize("size", [*BLOCKS, (1060, 40, 300)])
+@pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: "-".join(map(str, kinds)))
+def test_own_blocks_read_and_write_16_bit_floats_as_they_lie(kinds, size, monkeypatch):
+    monkeypatch.setattr(cpu, "float32_products", lambda: "own")
+    monkeypatch.setattr(cpu, "in_float32", None)  # no operand is copied
+    monkeypatch.setattr(cpu, "onednn", SimpleNamespace(takes=lambda *arrays: False))
+    (m, n, k), (a_kind, b_kind, out_kind) = size, kinds
+    rng = np.random.default_rng(6)
+    for a_layout, b_layout in itertools.product(LAYOUTS[:3], repeat=2):
+        a = laid_out(rng.standard_normal((m, k)).astype(a_kind), a_layout)
+        b = laid_out(rng.standard_normal((k, n)).astype(b_kind), b_layout)
+        out = laid_out(np.full((m, n), np.nan).astype(out_kind), "gap between rows")
+        cpu.product(a, b, out, False)
+        want = a.astype(np.float64) @ b.astype(np.float64)
+        np.testing.assert_allclose(out.astype(np.float64), want, rtol=ROUNDING[out_kind], atol=1e-6 * k)
+        assert (out.base[:, n:] == 0).all()  # nothing beyond a row's end
+
+
+@needs_blocks
+@pytest.mark.parametrize("kind", [BFLOAT16, FLOAT16])
+def test_own_blocks_round_to_nearest_even(kind, monkeypatch):
+    """A product of numbers by one gives each number, rounded as NumPy does: halves, infinities, NaN, denormal ones."""
+    monkeypatch.setattr(cpu, "float32_products", lambda: "own")
+    monkeypatch.setattr(cpu, "onednn", SimpleNamespace(takes=lambda *arrays: False))
+    bits = np.random.default_rng(7).integers(0, 2**32, (64, 33), dtype=np.uint32)
+    halves = 0x8000 if kind == BFLOAT16 else 0x1000
+    bits[::2] = bits[::2] & np.uint32(2**32 - 2 * halves) | np.uint32(halves)
+    x = bits.view(np.float32)
+    x[0, :4] = np.inf, -np.inf, np.nan, np.finfo(np.float32).max
+    for column in range(33):
+        a = np.zeros((64, 16), np.float32)
+        a[:, 0] = x[:, column]
+        b = np.zeros((16, 33), np.float32)
+        b[0] = 1
+        out = np.empty((64, 33), kind)
+        with np.errstate(over="ignore", invalid="ignore"):
+            cpu.product(a, b, out, False)
+            want = np.broadcast_to(x[:, column, None], out.shape).astype(kind)
+        np.testing.assert_array_equal(out.astype(np.float32), want.astype(np.float32))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -268,10 +316,19 @@ def test_why_there_is_no_onednn(monkeypatch, tmp_path):
     assert load().startswith("oneDNN cannot be loaded:")
 
 
-@needs_onednn
-def test_an_older_processor_multiplies_in_float32(monkeypatch):
-    monkeypatch.setattr(onednn._Library, "instruction_sets", lambda self: 0x67)  # AVX-512 with VNNI
-    assert "no bfloat16 instructions" in onednn._loaded.__wrapped__()
+@pytest.mark.parametrize(("sets", "name", "reason"), [
+    (0x67, "icelake-server", "this processor has no bfloat16 instructions"),
+    (0x1EF, "emeraldrapids", "this processor multiplies float32 faster"),
+    (0xFEF, "emeraldrapids", None),
+    (0xE7, "znver4", None),
+])  # fmt: skip
+def test_which_processors_multiply_bfloat16(sets, name, reason, monkeypatch):
+    if "oneDNN" in (onednn.why_not_bfloat16() or ""):
+        pytest.skip(onednn.why_not_bfloat16())
+    monkeypatch.setattr(onednn._Library, "instruction_sets", lambda self: sets)
+    monkeypatch.setattr(onednn, "get_host_cpu_name", lambda: name)
+    found = onednn._loaded.__wrapped__()
+    assert found.startswith(reason) if reason else isinstance(found, onednn._Library)
 
 
 @needs_onednn
