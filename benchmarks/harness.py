@@ -171,16 +171,9 @@ def _status(field: str) -> int:
 def machine() -> dict[str, Any]:
     """The processor, and how much of it this process may use."""
     from ttr_kernels.common.parallel import available_cores
+    from ttr_kernels.common.processor import processor
 
-    return {"cpu": _cpu(), "cores": available_cores(), "system": f"{platform.system()} {platform.machine()}"}
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    return {"cpu": processor(), "cores": available_cores(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -195,9 +188,11 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def result_file(name: str) -> Path:
-    """results/<name>-<processor>-<date>.json"""
-    processor = re.sub(r"[^a-z0-9]+", "-", _cpu().lower()).strip("-")
-    return RESULTS / f"{name}-{processor}-{time.strftime('%Y-%m-%d')}.json"
+    """results/<name>-<processor>-<date>.json; processors of one name differ in their instructions."""
+    from ttr_kernels.common.processor import processor
+
+    where = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+    return RESULTS / f"{name}-{where}-{time.strftime('%Y-%m-%d')}.json"
 
 
 def compare_option(command: Callable[..., Any]) -> Callable[..., Any]:

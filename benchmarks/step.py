@@ -126,7 +126,7 @@ def summarize(
     batch = worked_on.batch()
     flops = TransformerModel(worked_on.model, backend=CPU).flops(batch)
     limits = {
-        precision: {"flops_per_second": (rate := max(call.value for turn in turns for call in turn)),
+        precision: {"flops_per_second": (rate := Spread.of([call.value for turn in turns for call in turn]).median),
                     "seconds": flops / rate}
         for precision, turns in rates.items()
     }  # fmt: skip

@@ -27,6 +27,7 @@ def info(keys: bool, distributed: bool) -> None:
     from ttr_gpu.backend import choose_backend, gpu_facts
     from ttr_kernels.common.compilation import cache_directory
     from ttr_kernels.common.parallel import available_cores, blas_versions, get_threads
+    from ttr_kernels.common.processor import processor
     from ttr_kernels.matmul.cpu import float32_products
     from ttr_kernels.matmul.onednn import why_not_bfloat16
 
@@ -37,7 +38,7 @@ def info(keys: bool, distributed: bool) -> None:
         except PackageNotFoundError:
             click.echo(f"{name:<16} not installed")
     click.echo(f"{'python':<16} {platform.python_version()} on {platform.platform()}")
-    click.echo(f"{'processor':<16} {_processor()}, {available_cores()} cores usable")
+    click.echo(f"{'processor':<16} {processor()}, {available_cores()} cores usable")
     click.echo(f"{'threads':<16} {get_threads()} for kernels and matrix products (train --threads)")
     for line in blas_versions():
         click.echo(f"{'blas':<16} {line}")
@@ -60,19 +61,6 @@ def _print_distributed() -> None:
 
     for name, value in describe():
         click.echo(f"{name:<14} {value}")
-
-
-def _processor() -> str:
-    from pathlib import Path
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = fields.get("flags", "").split()
-    width = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
-    return f"{fields.get('model name', 'unknown')} ({width}{', bfloat16' if 'avx512_bf16' in flags else ''})"
 
 
 def _print_keys() -> None:

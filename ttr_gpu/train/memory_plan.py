@@ -16,6 +16,7 @@ from ttr_kernels.common.arrays import BFLOAT16
 from ttr_kernels.common.parallel import get_threads
 from ttr_kernels.cross_entropy import default_rows_per_chunk
 from ttr_kernels.matmul.blas import is_called_directly
+from ttr_kernels.matmul.cpu import reads_16_bit_floats
 from ttr_kernels.matmul.onednn import why_not_bfloat16
 
 from ..data.batches import Batch
@@ -195,14 +196,14 @@ def _features(model: Planned, config: RunConfig) -> int:
 def _operands(model: Planned, config: RunConfig) -> int:
     """What matrix products on a CPU keep: a result to be added or rounded, and 16-bit operands as float32.
 
-    Nothing where BLAS adds to its result, and about a MiB for each thread where blocks of our own are multiplied or
+    Nothing where BLAS adds to its result, and a MiB or two for each thread where blocks of our own are multiplied or
     oneDNN multiplies bfloat16.
     """
     shape, tokens = model.config, config.train.tokens_per_batch
     largest = model_size(shape).largest
     if model.precision.compute.itemsize == 4:
         return 0 if is_called_directly() else 4 * largest
-    if model.precision.compute == BFLOAT16 and why_not_bfloat16() is None:
+    if reads_16_bit_floats() or (model.precision.compute == BFLOAT16 and why_not_bfloat16() is None):
         return 0
     widest = max(2 * shape.hidden_dim, shape.embed_dim + 2 * shape.kv_heads * shape.head_dim)
     logits = _chunk(model, tokens) * shape.vocabulary_size

@@ -27,6 +27,7 @@ EXACT = frozenset({"contract"})
 # Sources that no compiled CPU kernel depends on: editing them keeps the cache.
 _NOT_COMPILED = (
     "reference.py", "cases.py", "gpu.py", "gpu_numba.py", "operations.py", "benchmark.py", "arena.py", "onednn.py",
+    "processor.py",
 )  # fmt: skip
 
 

@@ -44,12 +44,18 @@ def float32_products() -> str:
     return "blas"
 
 
+def reads_16_bit_floats() -> bool:
+    """Whether own blocks multiply 16-bit floats as they lie, wherever oneDNN does not: not beside the matrix unit, for
+    which a float32 copy pays."""
+    return float32_products() != "split" and sgemm.is_possible()
+
+
 def _direct(a: Array, b: Array, out: Array, accumulate: bool) -> tuple[Any, int, int] | None:
     """Whose function writes this product where it belongs, and the rows and columns of a unit of it."""
-    who = float32_products()
     if not a.dtype == b.dtype == out.dtype == FLOAT32:
-        own = who != "split" and sgemm.is_possible() and sgemm.takes(a, b, out, accumulate)
+        own = reads_16_bit_floats() and sgemm.takes(a, b, out, accumulate)
         return (sgemm.multiply, ROWS, COLUMNS) if own else None
+    who = float32_products()
     if who == "split" and split_sgemm.takes(a, b, out):
         return split_sgemm.multiply, BLOCK, BLOCK
     if who != "blas" and sgemm.takes(a, b, out, accumulate):
