@@ -45,19 +45,17 @@ def _stream(builder: Any, stored: Any) -> None:
 
 @intrinsic
 def block_product(context: Any, c: Any, c_down: Any, a: Any, b: Any, inner: Any, write: Any) -> Any:
-    """C (ROWS × COLUMNS) from a panel of A and one of B with `inner` > 0 columns and rows; `write`: SET, ADD or STREAM,
-    which needs rows of C that begin at multiples of a vector."""
+    """C (ROWS × COLUMNS) from a panel of A and one of B with `inner` > 0 columns and rows; `write`: SET or ADD."""
     signature = types.void(*[types.int64] * 6)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         c, c_down, a, b, inner, write = arguments
         factors_of_a = builder.inttoptr(a, _FLOAT.as_pointer())
-        with builder.if_then(builder.icmp_signed("!=", write, _WORD(STREAM))):
-            # C comes from far away, and is needed when the sums are done.
-            for r in range(ROWS):
-                for line in range(0, 4 * COLUMNS, LINE):
-                    offset = builder.add(builder.mul(c_down, _WORD(r)), _WORD(line))
-                    fetch_later(builder, _vector(builder, c, offset), to_write=True)
+        # C comes from far away, and is needed when the sums are done.
+        for r in range(ROWS):
+            for line in range(0, 4 * COLUMNS, LINE):
+                offset = builder.add(builder.mul(c_down, _WORD(r)), _WORD(line))
+                fetch_later(builder, _vector(builder, c, offset), to_write=True)
 
         def factors(k: Any) -> Any:
             at_a, at_b = builder.mul(k, _WORD(LANES)), builder.mul(k, _WORD(4 * COLUMNS))
@@ -74,24 +72,17 @@ def block_product(context: Any, c: Any, c_down: Any, a: Any, b: Any, inner: Any,
             return spread, of_b
 
         sums = accumulated(builder, inner, 1, ROWS, VECTORS, factors)
-        ways = [builder.append_basic_block(name) for name in ("set", "add", "stream")]
-        end = builder.append_basic_block("written")
-        choice = builder.switch(write, ways[SET])
-        for number, way in enumerate(ways):
-            if number != SET:
-                choice.add_case(_WORD(number), way)
-            builder.position_at_end(way)
-            for r in range(ROWS):
-                for v in range(VECTORS):
-                    offset = builder.add(builder.mul(c_down, _WORD(r)), _WORD(4 * v * LANES))
-                    pointer, value = _vector(builder, c, offset), sums[r][v]
-                    if number == ADD:
-                        value = builder.fadd(builder.load(pointer, align=4), value)
-                    stored = builder.store(value, pointer, align=4 * LANES if number == STREAM else 4)
-                    if number == STREAM:
-                        _stream(builder, stored)
-            builder.branch(end)
-        builder.position_at_end(end)
+        adding = builder.icmp_signed("==", write, _WORD(ADD))
+        with builder.if_else(adding) as branches:
+            for way, branch in zip((ADD, SET), branches, strict=True):
+                with branch:
+                    for r in range(ROWS):
+                        for v in range(VECTORS):
+                            offset = builder.add(builder.mul(c_down, _WORD(r)), _WORD(4 * v * LANES))
+                            pointer, value = _vector(builder, c, offset), sums[r][v]
+                            if way == ADD:
+                                value = builder.fadd(builder.load(pointer, align=4), value)
+                            builder.store(value, pointer, align=4)
         return context.get_dummy_value()
 
     return signature, generate

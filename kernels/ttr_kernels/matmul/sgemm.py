@@ -32,7 +32,6 @@ from .micro_kernel import (
     FLOAT32,
     ROWS,
     SET,
-    STREAM,
     block_product,
     copy_vector_of,
     read,
@@ -50,8 +49,6 @@ _WIDE = 16 * COLUMNS
 _TALL, _TALL_TRANSPOSED = ROWS, 36 * ROWS
 # Rows of a 16-bit result whose sums are kept in float32, where blocks of them are added up over k.
 _ROUNDED = 1024
-# A result of so many bytes would push what it is made of out of the cache, and is written past it.
-_STREAMED = 1 << 21
 _ZERO = np.float32(0.0)
 _KINDS = {arrays.FLOAT32: FLOAT32, arrays.BFLOAT16: BFLOAT16, arrays.FLOAT16: FLOAT16}
 
@@ -93,14 +90,6 @@ def multiply(a: Array, b: Array, out: Array, accumulate: bool, by_rows: bool, gr
     )  # fmt: skip
 
 
-@jit_within
-def way_of(c: int, c_down: int, m: int, n: int, accumulate: bool) -> Any:
-    """How a result is written: SET, ADD or STREAM."""
-    if accumulate:
-        return ADD
-    return STREAM if (c | c_down) % (4 * LANES) == 0 and 4 * m * n >= _STREAMED else SET
-
-
 def scratch_floats(m: int, n: int, k: int, tall: int) -> tuple[int, int, int]:
     """Of working memory: for the packed block of B, for that of A, and in all for a float32 result."""
     inner = min(k, _INNER)
@@ -120,7 +109,7 @@ def multiply_addresses(
     c: int, c_down: int, c_kind: int, m: int, n: int, k: int, tall: int, way: int,
     scratch: int, floats_of_b: int, floats_of_a: int,
 ) -> None:  # fmt: skip
-    """At most _ROUNDED rows, if the result is 16-bit; `way` is SET then."""
+    """`way`: SET, or ADD to a float32 result. At most _ROUNDED rows, if it is 16-bit."""
     packed_b, packed_a = scratch, scratch + 4 * floats_of_b
     tile = packed_a + 4 * floats_of_a
     sums, sums_down = tile + 4 * ROWS * COLUMNS, 4 * min(n, _WIDE)
@@ -129,7 +118,7 @@ def multiply_addresses(
         for k0 in range(0, k, _INNER):
             inner = min(_INNER, k - k0)
             _pack_b(packed_b, b + k0 * b_down + j0 * b_across, b_down, b_across, b_kind, columns, inner)
-            how = ADD if k0 > 0 else SET if way == STREAM and inner < k else way
+            how = ADD if k0 > 0 else way
             for i0 in range(0, m, tall):
                 rows = min(tall, m - i0)
                 _pack_a(packed_a, a + i0 * a_down + k0 * a_across, a_down, a_across, a_kind, rows, inner)
@@ -157,7 +146,7 @@ def _blocks(
     else:
         first = begin * COLUMNS
         b, c, n = b + first * b_across, c + _size(c_kind) * first, min(end * COLUMNS, n) - first
-    way = way_of(c, c_down, m, n, accumulate) if c_kind == FLOAT32 else SET
+    way = ADD if accumulate else SET
     most = m if c_kind == FLOAT32 else _ROUNDED
     for i in range(0, m, most):
         multiply_addresses(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+from typing import Any
 
 import numpy as np
 from llvmlite.binding import get_host_cpu_features
@@ -59,6 +60,8 @@ from .split_kernel import (
 _WIDE, _NARROW = 512, 256
 _TALL, _TALL_TRANSPOSED = 64, 256
 _INNER, _INNER_NARROW = 256, 512
+# A result of so many bytes would push what it is made of out of the cache, and is written past it.
+_STREAMED = 1 << 21
 _ZERO = np.float32(0.0)
 _CONFIGURATION = np.frombuffer(CONFIGURATION, np.uint8)
 # Working memory in bytes: a block of C, also transposed; one of A or B as floats, and its parts.
@@ -111,6 +114,15 @@ def multiply(a: Array, b: Array, out: Array, accumulate: bool, by_rows: bool, gr
     )  # fmt: skip
 
 
+@jit_within
+def _way_of(c: int, c_down: int, m: int, n: int, accumulate: bool, turned: bool) -> Any:
+    """How a result is written: SET, ADD or STREAM, which needs rows that begin at multiples of a vector."""
+    if accumulate:
+        return ADD
+    streamed = not turned and (c | c_down) % (4 * TILE) == 0 and 4 * m * n >= _STREAMED
+    return STREAM if streamed else SET
+
+
 @jit_ranges_with_slot
 def _blocks(
     a: int, a_down: int, a_across: int, b: int, b_down: int, b_across: int, c: int, c_down: int, m: int, n: int, k: int,
@@ -126,8 +138,7 @@ def _blocks(
         a, m = a + first * a_down, min(end * BLOCK, m) - first
     else:
         b, n = b + first * b_across, min(end * BLOCK, n) - first
-    way = sgemm.way_of(c, c_down, m, n, accumulate)
-    way = SET if turned and way == STREAM else way
+    way = _way_of(c, c_down, m, n, accumulate, turned)
     own = scratch + slot * scratch_bytes
     edge = own + _C
     packed_b = edge + _EDGE + _PARTS
@@ -156,7 +167,8 @@ def _blocks(
                     right, right_down, right_across, wide_side = from_a, a_across, a_down, rows
                 sgemm.multiply_addresses(
                     left, left_down, left_across, FLOAT32, right, right_down, right_across, FLOAT32,
-                    target, c_down, FLOAT32, tall_side, wide_side, inner, tall, how, others, floats_of_b, floats_of_a,
+                    target, c_down, FLOAT32, tall_side, wide_side, inner, tall, ADD if how == ADD else SET,
+                    others, floats_of_b, floats_of_a,
                 )  # fmt: skip
     end_tiles()
 

@@ -246,6 +246,18 @@ def test_who_multiplies_float32(monkeypatch):
         assert choose() == found
 
 
+@pytest.mark.parametrize(("who", "lanes", "read"), [
+    ("own", 16, True), ("blas", 16, True), ("blas", 8, True), ("split", 16, False), ("blas", 4, False),
+])  # fmt: skip
+def test_who_reads_16_bit_floats_as_they_lie(who, lanes, read, monkeypatch):
+    monkeypatch.setattr(cpu, "float32_products", lambda: who)
+    monkeypatch.setattr(sgemm, "LANES", lanes)
+    assert cpu.reads_16_bit_floats() is read
+    a = np.ones((64, 64), BFLOAT16)
+    found = cpu._direct(a, a, a, False)
+    assert found[0] is sgemm.multiply if read else found is None
+
+
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_without_onednn_bfloat16_is_multiplied_in_float32(size, accumulate, monkeypatch):
