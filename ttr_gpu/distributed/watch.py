@@ -146,14 +146,23 @@ class Connection:
         return [json.loads(line) for line in lines]
 
     def receive(self) -> dict[str, Any]:
-        """The next message; OSError if the connection ends first, or nothing comes in time."""
+        """The next message; OSError if the connection ends first, or nothing comes in time.
+
+        Byte by byte: what was sent after it, such as that another rank has died, is for the watch, which begins later.
+        """
         self.socket.settimeout(CONNECT_SECONDS)
-        while not (messages := self.received()):
-            pass
+        line = b""
+        while not line.endswith(b"\n"):
+            try:
+                part = self.socket.recv(1)
+            except OSError:
+                part = b""
+            if not part:
+                raise ConnectionError("the connection was closed")
+            line += part
         self.socket.settimeout(None)
-        if messages[0] is None:
-            raise ConnectionError("the connection was closed")
-        return messages[0]
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def close(self) -> None:
         self.socket.close()

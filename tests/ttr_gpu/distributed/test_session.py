@@ -49,6 +49,22 @@ def test_the_death_of_a_rank_ends_all(who):
     assert "finished" not in err
 
 
+def test_what_follows_a_message_is_for_the_watch():
+    """A rank may die before a slow one has read that all are there: both lines lie in its socket then."""
+    with listen("127.0.0.1") as server:
+        there = socket.create_connection(server.getsockname())
+        here, _ = server.accept()
+    with here, there:
+        there.sendall(b'{"where": "", "message": {}}\n{"failed": {"rank": 2}}\n')
+        there.shutdown(socket.SHUT_WR)
+        connection = module.Connection(here, "")
+        assert connection.receive() == {"where": "", "message": {}}
+        assert connection.received() == [{"failed": {"rank": 2}}]
+        assert connection.received() == [None]
+        with pytest.raises(ConnectionError):
+            connection.receive()
+
+
 @pytest.mark.parametrize("who", [0, 1, 2])
 def test_it_is_said_who_died(who):
     # Without mpirun, which may end all before one of them has noticed, in its own words.
