@@ -287,12 +287,13 @@ using namespace emulator;
 
 // --- for emulator.py
 
-// A buffer whose address is `residue` modulo 256, so that it is aligned as the array it stands for. Null when full.
+// A buffer whose address is `residue` modulo 256, so that it is aligned as the array it stands for, and at least 256 bytes
+// from the begin of its pages: what is written just before it is found as such, not as a crash. Null when full.
 TTR_API void* ttr_allocate(size_t bytes, size_t residue, const char* name) {
   create_arena();
   char* first = arena + arena_top + guard_bytes;
-  char* data = first + residue;
-  size_t pages = (residue + bytes + page - 1) / page * page;
+  char* data = first + 256 + residue;
+  size_t pages = (256 + residue + bytes + page - 1) / page * page;
   if (pages > arena_bytes - 2 * guard_bytes || arena_top + pages > arena_bytes - 2 * guard_bytes) return nullptr;
   mprotect(first, pages, PROT_READ | PROT_WRITE);
   memset(first, 0xff, pages);
