@@ -17,17 +17,21 @@ _INDEX = ir.IntType(32)
 LINE = 64
 
 
-def load_vector(builder: Any, pointer: Any, kind: Any) -> Any:
-    """LANES elements as float32: float32 themselves, bfloat16 (uint16) or float16 (int16), see storage.load."""
-    vector = ir.VectorType(ir.FloatType(), LANES)
+def load_vector(builder: Any, pointer: Any, kind: Any, lanes: int = LANES) -> Any:
+    """So many elements as float32, a scalar if it is one: float32 themselves, bfloat16 (uint16) or float16 (int16), see
+    storage.load."""
+
+    def of(element: Any) -> Any:
+        return ir.VectorType(element, lanes) if lanes > 1 else element
+
     if kind == types.float32:
-        return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
+        return builder.load(builder.bitcast(pointer, of(ir.FloatType()).as_pointer()), align=4)
     if kind == types.uint16:
-        bits = builder.load(builder.bitcast(pointer, ir.VectorType(ir.IntType(16), LANES).as_pointer()), align=2)
-        wide = ir.VectorType(_INDEX, LANES)
-        return builder.bitcast(builder.shl(builder.zext(bits, wide), ir.Constant(wide, [16] * LANES)), vector)
-    halves = builder.load(builder.bitcast(pointer, ir.VectorType(ir.HalfType(), LANES).as_pointer()), align=2)
-    return builder.fpext(halves, vector)
+        bits = builder.load(builder.bitcast(pointer, of(ir.IntType(16)).as_pointer()), align=2)
+        sixteen = ir.Constant(of(_INDEX), [16] * lanes if lanes > 1 else 16)
+        return builder.bitcast(builder.shl(builder.zext(bits, of(_INDEX)), sixteen), of(ir.FloatType()))
+    halves = builder.load(builder.bitcast(pointer, of(ir.HalfType()).as_pointer()), align=2)
+    return builder.fpext(halves, of(ir.FloatType()))
 
 
 def spread(builder: Any, scalar: Any) -> Any:

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from ..common.compilation import jit_within
 from ..common.tile_multiply import LANES, accumulated
-from ..common.vectors import LINE, fetch_later
+from ..common.vectors import LINE, fetch_later, load_vector
 
 # 28 sums, two vectors of B and one factor in 32 registers (AVX-512), 12 sums in 16 (AVX2).
 ROWS = 14 if LANES == 16 else 6
@@ -98,14 +98,8 @@ def _same(kind: Any, value: int) -> Any:
 
 def _loaded(builder: Any, address: Any, kind: int, lanes: int) -> Any:
     """So many elements as float32."""
-    stored = _of((_FLOAT, _SHORT, _HALF)[kind], lanes)
-    value = builder.load(builder.inttoptr(address, stored.as_pointer()), align=4 if kind == FLOAT32 else 2)
-    if kind == FLOAT32:
-        return value
-    if kind == FLOAT16:
-        return builder.fpext(value, _of(_FLOAT, lanes))
-    words = _of(_INDEX, lanes)
-    return builder.bitcast(builder.shl(builder.zext(value, words), _same(words, 16)), _of(_FLOAT, lanes))
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    return load_vector(builder, pointer, (types.float32, types.uint16, types.int16)[kind], lanes)
 
 
 def _rounded(builder: Any, value: Any, kind: int, lanes: int) -> Any:
